@@ -1,0 +1,50 @@
+//! Am I a forked child? A child's copy of a userfaultfd acts on the *parent's* memory, and its copy of a mapping
+//! may be absent: whoever holds either asks [`in_child`] first, and does nothing in a child.
+//!
+//! The answer is a byte of a page that the kernel zeroes in a child (`MADV_WIPEONFORK`, 4.14), so it holds however
+//! the child came about: `fork`, `clone`, or a library that went around `pthread_atfork`. A child that shares the
+//! parent's memory (`vfork`, `posix_spawn`, `CLONE_VM`) is not one in this sense.
+//!
+//! The page is made once and stays for the life of the process. A child's own children are children.
+//!
+//! Signal-safe: [`in_child`].
+
+use core::ptr::null_mut;
+use core::sync::atomic::{AtomicPtr, AtomicU8, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed};
+use rustix::io::Errno;
+
+use crate::{mem, page_size};
+
+/// The byte, once armed: 1 in the process that armed it, 0 in a child. Null before.
+static BYTE: AtomicPtr<AtomicU8> = AtomicPtr::new(null_mut());
+
+/// Makes [`in_child`] work in this process and in the children it forks from now on. Once is enough; more often does
+/// nothing. In a child it does nothing either: it stays a child.
+///
+/// # Errors
+///
+/// `NOMEM`: no memory. `INVAL` before 4.14.
+pub fn arm() -> Result<(), Errno> {
+    if !BYTE.load(Acquire).is_null() {
+        return Ok(());
+    }
+    let page = mem::Mapping::anonymous(page_size())?;
+    // SAFETY: the page is ours, and a zero is a valid byte.
+    unsafe { mem::wipe_on_fork(page.span()) }?;
+    let byte = page.as_ptr().cast::<AtomicU8>();
+    // SAFETY: the page is ours, mapped, and as large as a byte.
+    unsafe { &*byte }.store(1, Relaxed);
+    // When another thread was first, its page stays, and ours is unmapped.
+    if BYTE.compare_exchange(null_mut(), byte, AcqRel, Acquire).is_ok() {
+        page.into_span();
+    }
+    Ok(())
+}
+
+/// Whether this process is a child forked after [`arm`]. Always `false` before it.
+#[inline]
+pub fn in_child() -> bool {
+    let byte = BYTE.load(Acquire);
+    // SAFETY: not null, so `arm` published it: mapped, and never unmapped.
+    !byte.is_null() && unsafe { &*byte }.load(Relaxed) == 0
+}

@@ -1,0 +1,40 @@
+//! The Linux system calls and ioctls that pagelease stands on, typed, with their numbers asserted at
+//! compile time. **No policy**: this crate decides nothing, retries nothing, and keeps no record of who
+//! owns which page.
+//!
+//! | module | what it wraps |
+//! |---|---|
+//! | [`span`] | a checked, page-aligned range of addresses: the argument of everything else |
+//! | [`uffd`] | userfaultfd: opening, registering, `UFFDIO_CONTINUE`, `UFFDIO_WRITEPROTECT`, reading faults |
+//! | [`mem`] | mappings, memfd, `madvise`, `process_madvise` on oneself, covering a page with a copy |
+//! | [`barrier`] | `membarrier`, private expedited |
+//! | [`futex`] | waiting on a 32-bit word, waking its waiters |
+//! | [`thread`] | thread ids, the monotonic clock, signal masks |
+//! | [`signal`] | one SIGBUS handler a process, chaining to the one before it |
+//! | [`mod@fork`] | am I a forked child? answered by one load |
+//!
+//! # What a signal handler may call
+//!
+//! Each function says whether it is *signal-safe*. Such a function allocates nothing, takes no lock, formats
+//! nothing, and touches no memory but its arguments and this crate's statics. It may change `errno` (only where
+//! it goes through libc); the handler that [`signal`] installs saves and restores `errno` around its callback.
+//!
+//! # What it does not do
+//!
+//! It is not a general binding: a call that pagelease does not make is not here. Linux on x86-64 and aarch64
+//! only, 64-bit only.
+
+#[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"))))]
+compile_error!("pagelease runs on Linux, on x86-64 and aarch64");
+
+pub mod barrier;
+pub mod fork;
+pub mod futex;
+pub mod mem;
+pub mod signal;
+pub mod span;
+pub mod thread;
+pub mod uffd;
+
+pub use rustix::io::Errno;
+pub use span::{Span, page_size};
