@@ -6,7 +6,7 @@
 //!   Exclusive(other) -----> + busy ---- (invalidated) ---> Exclusive(device), held
 //!   ExclusiveWrite(device) -> + busy -- (upgrade) -------> Exclusive(device), held
 //!                              |  undo
-//!                              +--------> Cpu, or as it was if the device had it
+//!                              +--------> Cpu
 //!
 //!   Exclusive(device) ----- step: Join, no `busy`, no system call -----> one more hold
 //! ```
@@ -83,13 +83,14 @@ pub fn commit(word: PageWord, device: OwnerId, access: Access) -> PageWord {
     next
 }
 
-/// The claim gives a taken page up: back to the CPU (its previous owner has been invalidated), or as it was if the device
-/// already had it. `populated`: whether the claim has made sure by now that the page exists.
+/// The claim gives a taken page up, to the CPU. Whoever owned it, the claiming device included, has been invalidated.
+/// `populated`: whether the claim has made sure by now that the page exists.
 #[must_use]
-pub fn undo(word: PageWord, device: OwnerId, populated: bool) -> PageWord {
+pub fn undo(word: PageWord, populated: bool) -> PageWord {
     assert!(word.busy(), "undo without busy: {word:?}");
-    let kept = if word.owner() == Some(device) { word } else { word.with_cpu() };
-    let next = if populated { kept.with_populated() } else { kept }.without_sleepers().without_busy();
+    assert!(!word.held(), "undo of a held page: {word:?}");
+    let next = word.with_cpu().without_sleepers().without_busy();
+    let next = if populated { next.with_populated() } else { next };
     next.assert_valid();
     next
 }

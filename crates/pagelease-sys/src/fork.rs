@@ -48,3 +48,44 @@ pub fn in_child() -> bool {
     // SAFETY: not null, so `arm` published it: mapped, and never unmapped.
     !byte.is_null() && unsafe { &*byte }.load(Relaxed) == 0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_knows_that_it_is_one() {
+        arm().unwrap();
+        let byte = BYTE.load(Acquire);
+        arm().unwrap();
+        assert_eq!(BYTE.load(Acquire), byte, "armed once");
+        assert!(!in_child());
+        // SAFETY: the child makes no call that is not signal-safe, and does not return.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let grandchild = || {
+                // SAFETY: as above.
+                match unsafe { libc::fork() } {
+                    0 => exit(!in_child()),
+                    pid => status_of(pid),
+                }
+            };
+            let armed = arm().is_ok();
+            exit(!(armed && in_child() && grandchild() == 0));
+        }
+        assert_eq!(status_of(child), 0, "the child, and its child, say so too");
+        assert!(!in_child());
+    }
+
+    fn exit(failed: bool) -> ! {
+        // SAFETY: no precondition.
+        unsafe { libc::_exit(failed.into()) }
+    }
+
+    fn status_of(pid: libc::pid_t) -> i32 {
+        let mut status = -1;
+        // SAFETY: the pointer is to an int.
+        unsafe { libc::waitpid(pid, &raw mut status, 0) };
+        status
+    }
+}

@@ -29,10 +29,8 @@ pub enum Woken {
 /// The comparison and going to sleep are one step for every [`wake`] on the same word.
 #[inline]
 pub fn wait(word: &AtomicU32, expected: u32, timeout: Option<Duration>) -> Woken {
-    let timeout = timeout.map(|duration| Timespec {
-        tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: duration.subsec_nanos().into(),
-    });
+    let timeout =
+        timeout.map(|duration| Timespec::try_from(duration).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 }));
     match futex::wait(word, Flags::PRIVATE, expected, timeout.as_ref()) {
         Ok(()) => Woken::Woken,
         Err(Errno::AGAIN) => Woken::Changed,

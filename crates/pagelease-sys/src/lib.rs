@@ -8,6 +8,7 @@
 //! | [`uffd`] | userfaultfd: opening, registering, `UFFDIO_CONTINUE`, `UFFDIO_WRITEPROTECT`, reading faults |
 //! | [`mem`] | mappings, memfd, `madvise`, `process_madvise` on oneself, covering a page with a copy |
 //! | [`barrier`] | `membarrier`, private expedited |
+//! | [`event`] | a doorbell that wakes whoever polls, and `poll` for two |
 //! | [`futex`] | waiting on a 32-bit word, waking its waiters |
 //! | [`thread`] | thread ids, the monotonic clock, signal masks |
 //! | [`signal`] | one SIGBUS handler a process, chaining to the one before it |
@@ -28,6 +29,7 @@
 compile_error!("pagelease runs on Linux, on x86-64 and aarch64");
 
 pub mod barrier;
+pub mod event;
 pub mod fork;
 pub mod futex;
 pub mod mem;
@@ -38,3 +40,9 @@ pub mod uffd;
 
 pub use rustix::io::Errno;
 pub use span::{Span, page_size};
+
+/// What libc says of the call that has just failed. Signal-safe.
+fn last_errno() -> Errno {
+    // SAFETY: libc's errno is this thread's, and always there.
+    Errno::from_raw_os_error(unsafe { *libc::__errno_location() })
+}

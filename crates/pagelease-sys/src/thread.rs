@@ -1,10 +1,12 @@
 //! Threads: who am I, what time is it, which signals does a thread block.
 //!
-//! Signal-safe: [`tid_uncached`] and [`monotonic_ns`]. The others are not.
+//! Signal-safe: [`tid_uncached`], [`monotonic_ns`], [`yield_now`] and [`sleep`]. The others are not.
 
 use core::cell::Cell;
 use core::marker::PhantomData;
 use core::mem::MaybeUninit;
+use core::time::Duration;
+use rustix::time::Timespec;
 use std::io;
 
 /// The calling thread's id, from the second call on without a system call. In a forked child it may still be the
@@ -39,6 +41,20 @@ pub fn monotonic_ns() -> u64 {
         now.assume_init()
     };
     now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
+}
+
+/// Lets another thread that can run on this CPU do so. Signal-safe.
+#[inline]
+pub fn yield_now() {
+    rustix::thread::sched_yield();
+}
+
+/// Sleeps for `duration`, or less when a signal is handled meanwhile. Signal-safe.
+#[inline]
+pub fn sleep(duration: Duration) {
+    let request = Timespec::try_from(duration).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 });
+    // Interrupted is fine, and nothing else can happen to a well-formed time.
+    let _ = rustix::thread::nanosleep(&request);
 }
 
 /// The signals that the CPU raises for what a thread does itself. To block one does not keep it away: the kernel kills
@@ -88,5 +104,103 @@ impl Drop for SignalsBlocked {
     fn drop(&mut self) {
         // SAFETY: the pointer is to a set that pthread_sigmask filled in.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, core::ptr::null_mut()) };
+    }
+}
+
+/// The threads of this process that block `signal`, by id and name: those that a touch of a device's page would kill
+/// the process in, when faults are served in the touching thread and `signal` is SIGBUS.
+///
+/// # Errors
+///
+/// Those of reading `/proc`.
+pub fn threads_blocking(signal: i32) -> io::Result<Vec<(u32, String)>> {
+    threads_blocking_in(std::process::id(), signal)
+}
+
+/// The same for another process.
+///
+/// # Errors
+///
+/// `NotFound`: there is no such process. Otherwise those of reading `/proc`.
+pub fn threads_blocking_in(pid: u32, signal: i32) -> io::Result<Vec<(u32, String)>> {
+    let mut blocking = Vec::new();
+    for entry in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let entry = entry?;
+        let Some(tid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let status = match std::fs::read_to_string(entry.path().join("status")) {
+            // Ended since the directory was read.
+            Err(gone) if is_gone(&gone) => continue,
+            status => status?,
+        };
+        if blocks(&status, signal) {
+            blocking.push((tid, field(&status, "Name:").unwrap_or_default().to_owned()));
+        }
+    }
+    Ok(blocking)
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
+}
+
+/// Whether `status`, as in `/proc/PID/task/TID/status`, says that `signal` is blocked.
+fn blocks(status: &str, signal: i32) -> bool {
+    let mask = field(status, "SigBlk:").and_then(|mask| u64::from_str_radix(mask, 16).ok()).unwrap_or(0);
+    (1..=64).contains(&signal) && mask >> (signal - 1) & 1 == 1
+}
+
+fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
+    status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_has_an_id_of_its_own() {
+        assert_eq!(tid(), tid_uncached());
+        assert_eq!(tid(), tid());
+        let other = std::thread::spawn(|| (tid(), tid_uncached())).join().unwrap();
+        assert_eq!(other.0, other.1);
+        assert_ne!(other.0, tid());
+    }
+
+    #[test]
+    fn the_clock_goes_forward() {
+        let begin = monotonic_ns();
+        sleep(Duration::from_millis(2));
+        yield_now();
+        assert!(monotonic_ns() - begin >= 2_000_000);
+    }
+
+    #[test]
+    fn a_blocking_thread_is_found_by_name_and_only_while_it_blocks() {
+        let name = "blocks-usr1";
+        let found = move || threads_blocking(libc::SIGUSR1).unwrap().into_iter().find(|(_, found)| found == name);
+        std::thread::Builder::new()
+            .name(name.into())
+            .spawn(move || {
+                assert_eq!(found(), None);
+                let blocked = block_all_signals();
+                assert_eq!(found(), Some((tid(), name.to_owned())));
+                let synchronous = threads_blocking(libc::SIGBUS).unwrap();
+                assert!(!synchronous.iter().any(|(found, _)| *found == tid()), "SIGBUS is not kept away");
+                drop(blocked);
+                assert_eq!(found(), None);
+            })
+            .unwrap()
+            .join()
+            .unwrap();
+    }
+
+    #[test]
+    fn a_mask_is_read_bit_by_bit() {
+        let status = "Name:\tsome name\nSigBlk:\t0000000000000040\nSigIgn:\tffffffffffffffff\n";
+        assert!(blocks(status, libc::SIGBUS));
+        assert!(!blocks(status, libc::SIGUSR1) && !blocks(status, 0) && !blocks(status, 65));
+        assert_eq!(field(status, "Name:"), Some("some name"));
     }
 }

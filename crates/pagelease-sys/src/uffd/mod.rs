@@ -27,7 +27,7 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 
 use crate::Span;
-pub use flags::{ContinueMode, Features, FaultFlags, Ioctls, RegisterMode};
+pub use flags::{ContinueMode, FaultFlags, Features, Ioctls, RegisterMode};
 pub use message::{Fault, Message};
 pub use open::{OpenError, OpenPath, Opened, probe};
 
@@ -82,8 +82,9 @@ impl Uffd {
         Ok(Ioctls::from_bits_retain(request.ioctls))
     }
 
-    /// Traps no more touches of `span`, lifts its write protection, and lets the threads that wait for it go on:
-    /// each touches again.
+    /// Traps no more touches of `span`, and lifts its write protection. **Wakes only those who wait for a MISSING
+    /// page** (up to 6.18 at least): whoever waits for a MINOR page or to write sleeps on until [`Uffd::wake`], which is
+    /// to follow.
     ///
     /// # Errors
     ///

@@ -1,0 +1,454 @@
+//! The claim path: a device takes pages exclusively.
+//!
+//! ```text
+//!   claim     chunks of at most CHUNK pages; between two, wait for what is in the way, with nothing busy
+//!     chunk     open a record: its interval notifier is registered before anything is looked at
+//!       read_begin
+//!       take      busy, page by page, ascending; a page that the device has already is merely held once more
+//!       prepare   invalidate previous owners; populate; revoke the CPU view: a system call a run of pages
+//!       map       Device::map, under the device's lock: does the grant still stand?   no: undo, start again
+//!       commit    the words say whose the pages are, busy goes, sleepers wake
+//! ```
+//!
+//! No allocation and no lock. A claim has pages `busy` in ascending order only and waits for a hold with none busy, so
+//! claims that overlap cannot deadlock. From the moment a page is taken to its commit, a touch of it by the claiming
+//! thread itself (a signal handler) is served by the fault path under the claim's `busy`, see `touch::serve_own_thread`:
+//! up to the commit point that makes the claim start again; behind it, the lease has lost that page.
+
+use core::time::Duration;
+
+use pagelease_protocol::claim::{self as step, ClaimStep};
+use pagelease_protocol::{Access, Cause, Obstacle, Origin, OwnerId, PageIndex, PageRange, PageWord, Token, hold};
+use pagelease_sys::Errno;
+
+use crate::device::Grant;
+use crate::error::ClaimError;
+use crate::invalidate::invalidate;
+use crate::lease::Lease;
+use crate::mutant::{self, Mutant};
+use crate::records::{CHUNK, Entry, Opening, Phase, RECORDS, Record};
+use crate::region::RegionCore;
+use crate::sync::{Deadline, Waited, now_ns, relax, tid};
+use crate::touch::{break_overdue, single};
+use crate::view::ViewCore;
+
+/// Runs that are revoked by one call of the backend: bounds what lies on the stack.
+const RUNS_MAX: usize = 64;
+
+/// Where a claim stands in its list of ranges.
+#[derive(Copy, Clone)]
+struct Cursor<'a> {
+    ranges: &'a [PageRange],
+    at: u32,
+}
+
+impl<'a> Cursor<'a> {
+    fn new(ranges: &'a [PageRange]) -> Self {
+        Self { ranges, at: ranges.first().map_or(0, |range| range.start()) }
+    }
+
+    fn page(&self) -> Option<PageIndex> {
+        (!self.ranges.is_empty()).then_some(PageIndex(self.at))
+    }
+
+    fn advance(&mut self) {
+        self.at += 1;
+        if let [first, rest @ ..] = self.ranges
+            && self.at == first.end()
+        {
+            self.ranges = rest;
+            self.at = rest.first().map_or(0, |range| range.start());
+        }
+    }
+
+    /// From here to the end of what one chunk can hold: what its interval notifier covers.
+    fn bounds(&self) -> Option<PageRange> {
+        let mut room = u32::try_from(CHUNK).expect("a small constant");
+        let mut end = self.at;
+        for range in self.ranges {
+            let start = range.start().max(self.at);
+            end = range.end().min(start + room);
+            room -= end - start;
+            if room == 0 {
+                break;
+            }
+        }
+        PageRange::new(self.at, end)
+    }
+}
+
+/// What `take` found of the pages it made busy: spares the later steps a walk that would find nothing.
+#[derive(Copy, Clone, Debug, Default)]
+struct Taken {
+    /// How many are busy.
+    count: u32,
+    /// Some belong to another device.
+    owned: bool,
+    /// Some may not exist.
+    unpopulated: bool,
+    /// How many must be revoked, and the range they lie in.
+    revoke: u32,
+    revoke_from: u32,
+    revoke_to: u32,
+}
+
+/// A chunk could not begin: its first page is in the way.
+struct Blocked {
+    page: PageIndex,
+    why: Blocker,
+}
+
+enum Blocker {
+    Obstacle(Obstacle),
+    /// The page has not been with the CPU for its minimum residency.
+    Resident { wait_ns: u64 },
+}
+
+/// Claims `ranges` for the view's device.
+pub(crate) fn claim(view: &crate::shared::Shared<ViewCore>, ranges: &[PageRange], access: Access) -> Result<Lease, ClaimError> {
+    let all = check(view, ranges, access)?;
+    let region = &*view.region;
+    let _operation = region.enter().ok_or(ClaimError::RegionGone { pages: all })?;
+    let space = &region.space;
+    view.widen(all);
+    let mut claim = Claim { view, region, device: view.device.id, access, token: space.next_token(), all };
+    let mut lease = Lease::new(view.clone(), all);
+    let mut cursor = Cursor::new(ranges);
+    let mut blocked_since = None;
+    while cursor.page().is_some() {
+        claim.check_alive()?;
+        match claim.chunk(&mut cursor)? {
+            Ok(record) => {
+                lease.push(record);
+                blocked_since = None;
+            }
+            Err(blocked) => claim.wait(&blocked, *blocked_since.get_or_insert_with(now_ns)),
+        }
+    }
+    space.stats.claims.one();
+    Ok(lease)
+}
+
+fn check(view: &ViewCore, ranges: &[PageRange], access: Access) -> Result<PageRange, ClaimError> {
+    let (Some(first), Some(last)) = (ranges.first(), ranges.last()) else { return Err(ClaimError::NotAscending) };
+    let all = PageRange::new(first.start(), last.end()).ok_or(ClaimError::NotAscending)?;
+    if pagelease_sys::fork::in_child() {
+        return Err(ClaimError::Forked { pages: all });
+    }
+    if ranges.windows(2).any(|pair| pair[0].end() > pair[1].start()) {
+        return Err(ClaimError::NotAscending);
+    }
+    if all.end() > view.region.pages {
+        return Err(ClaimError::OutOfRange { pages: all, region_pages: view.region.pages });
+    }
+    if access == Access::ExclusiveWrite && !view.region.backend.capabilities().exclusive_write {
+        return Err(ClaimError::Unsupported { pages: all });
+    }
+    Ok(all)
+}
+
+struct Claim<'a> {
+    view: &'a ViewCore,
+    region: &'a RegionCore,
+    device: OwnerId,
+    access: Access,
+    token: Token,
+    all: PageRange,
+}
+
+impl<'a> Claim<'a> {
+    fn check_alive(&self) -> Result<(), ClaimError> {
+        if let Some(lost) = self.view.device.lost() {
+            return Err(lost.into());
+        }
+        if self.region.is_closing() || self.view.is_stopped() {
+            return Err(ClaimError::RegionGone { pages: self.all });
+        }
+        Ok(())
+    }
+
+    /// Claims as much as it can from the cursor on, up to a chunk, and moves the cursor behind it.
+    fn chunk(&mut self, cursor: &mut Cursor<'_>) -> Result<Result<Record<'a>, Blocked>, ClaimError> {
+        let range = cursor.bounds().expect("the cursor is not at the end");
+        let opening =
+            Opening { thread: tid(), region: self.region.id.0, owner: self.device, range, token: Some(self.token) };
+        let limit = ClaimError::TooManyLeases { pages: self.all, limit: RECORDS };
+        let record = self.region.space.records.open(opening).ok_or(limit)?;
+        // Each turn but the last is an invalidation that concerns the chunk and came from outside: the claiming thread
+        // touched it in a signal handler, or the device was lost (which `check_alive` ends).
+        loop {
+            let seq = record.read_begin();
+            let mut end = *cursor;
+            let (taken, blocked) = self.take(record, &mut end);
+            if let (0, Some(blocked)) = (record.len(), blocked) {
+                record.close();
+                return Ok(Err(blocked));
+            }
+            if let Err(error) = self.prepare(record, taken) {
+                self.undo(record, taken, false);
+                record.close();
+                return Err(error);
+            }
+            let grant = Grant { region: self.region.id, record, seq, device: &self.view.device };
+            record.set_phase(Phase::Committing);
+            if taken.count == 0 || self.view.device.device().map(&grant) {
+                self.commit(record, taken);
+                *cursor = end;
+                return Ok(Ok(record));
+            }
+            record.set_phase(Phase::Claiming);
+            self.undo(record, taken, true);
+            self.region.space.stats.claim_retries.one();
+            if let Err(error) = self.check_alive() {
+                record.close();
+                return Err(error);
+            }
+        }
+    }
+
+    /// Makes the pages busy, ascending, up to the first that is in the way.
+    fn take(&self, record: Record<'_>, cursor: &mut Cursor<'_>) -> (Taken, Option<Blocked>) {
+        let mut taken = Taken::default();
+        let recent = self.region.residency.recent();
+        while let Some(page) = cursor.page()
+            && !record.is_full()
+        {
+            let word = self.region.word(page);
+            match self.step(word) {
+                ClaimStep::Join(next) => {
+                    record.push(Entry { page, generation: word.generation(), taken: false });
+                    if !self.region.swap(page, word, next) {
+                        record.pop();
+                        continue;
+                    }
+                }
+                ClaimStep::Take(next) => {
+                    if let Some(now_ns) = recent
+                        && word.owner().is_none()
+                        && let wait_ns @ 1.. = self.region.residency.wait_ns(page, now_ns)
+                    {
+                        return (taken, Some(Blocked { page, why: Blocker::Resident { wait_ns } }));
+                    }
+                    // The entry comes first: a touch that interrupts right behind the swap must find the generation.
+                    record.push(Entry { page, generation: word.generation(), taken: true });
+                    if !self.region.swap(page, word, next.signed(record.id())) {
+                        record.pop();
+                        continue;
+                    }
+                    taken.add(page, word, self.device);
+                }
+                ClaimStep::Wait(obstacle) => {
+                    return (taken, Some(Blocked { page, why: Blocker::Obstacle(obstacle) }));
+                }
+            }
+            cursor.advance();
+        }
+        (taken, None)
+    }
+
+    fn step(&self, word: PageWord) -> ClaimStep {
+        let step = step::step(word, self.device, self.access);
+        if mutant::active(Mutant::ClaimPastWaiter) && step == ClaimStep::Wait(Obstacle::Waiter) {
+            return mutant::claim_past_waiter(word, self.device, self.access);
+        }
+        step
+    }
+
+    /// Does what is owed for the pages taken, so that nobody but the device can reach them.
+    fn prepare(&self, record: Record<'_>, taken: Taken) -> Result<(), ClaimError> {
+        if taken.owned {
+            let origin = Origin { owner: Some(self.device), token: Some(self.token) };
+            for_runs(
+                self.taken_words(record).filter_map(|(page, word)| Some((page, step::previous_owner(word, self.device)?))),
+                |run, owner| invalidate(self.region, owner, run, Cause::Exclusive, origin, None),
+            );
+        }
+        if taken.unpopulated && !mutant::active(Mutant::SkipPopulate) {
+            let mut result = Ok(());
+            for_runs(self.taken_words(record).filter(|(_, word)| !word.populated()).map(|(page, _)| (page, ())), |run, ()| {
+                if result.is_ok() {
+                    result = self.region.backend.populate(run).map_err(|errno| (run, errno));
+                }
+            });
+            result.map_err(|(pages, errno)| ClaimError::OutOfMemory { pages, errno })?;
+        }
+        self.revoke(record, taken).map_err(|errno| ClaimError::Revoke { pages: self.all, errno })
+    }
+
+    fn revoke(&self, record: Record<'_>, taken: Taken) -> Result<(), Errno> {
+        if taken.revoke == 0 {
+            return Ok(());
+        }
+        if let Some(run) = PageRange::new(taken.revoke_from, taken.revoke_to)
+            && run.len() == taken.revoke
+        {
+            return self.region.backend.revoke(&[run], self.access);
+        }
+        let mut runs = Batch { backend: &*self.region.backend, access: self.access, runs: [None; RUNS_MAX], len: 0, result: Ok(()) };
+        for_runs(
+            self.taken_words(record).filter(|&(_, word)| step::needs_revoke(word)).map(|(page, _)| (page, ())),
+            |run, ()| runs.push(run),
+        );
+        runs.flush();
+        runs.result
+    }
+
+    /// The pages that this record has busy, with their words.
+    fn taken_words(&self, record: Record<'_>) -> impl Iterator<Item = (PageIndex, PageWord)> {
+        record
+            .entries()
+            .filter(|entry| entry.taken)
+            .map(|entry| (entry.page, self.region.word(entry.page)))
+            .filter(move |(_, word)| word.ticket() == Some(record.id()))
+    }
+
+    fn commit(&self, record: Record<'_>, taken: Taken) {
+        if taken.count != 0 {
+            for entry in record.entries().filter(|entry| entry.taken) {
+                // A page that the claiming thread itself has touched since the commit point is not ours any more.
+                self.put(record, entry, |word| step::commit(word, self.device, self.access));
+            }
+        }
+        let stats = &self.region.space.stats;
+        record.set_phase(Phase::Held);
+        stats.pages_claimed.add(u64::from(taken.count));
+        stats.claims_already_held.add(record.len() as u64 - u64::from(taken.count));
+    }
+
+    /// Puts what `step` makes of a page that this record has busy; nothing if it has it no more.
+    fn put(&self, record: Record<'_>, entry: Entry, step: impl Fn(PageWord) -> PageWord) {
+        loop {
+            let word = self.region.word(entry.page);
+            if word.ticket() != Some(record.id()) {
+                return;
+            }
+            let next = step(word.unsigned(entry.generation));
+            if mutant::active(Mutant::ReleaseBeforeWord) {
+                mutant::release_before_word(self.region, entry.page, word, next);
+                return;
+            }
+            if self.region.swap(entry.page, word, next) {
+                self.region.settle(entry.page, word, next);
+                return;
+            }
+        }
+    }
+
+    /// Gives everything of the record up: taken pages to the CPU, joined ones one hold less.
+    fn undo(&self, record: Record<'_>, taken: Taken, populated: bool) {
+        let origin = Origin { owner: None, token: Some(self.token) };
+        for entry in record.entries() {
+            if !entry.taken {
+                crate::lease::end_hold(self.region, self.device, entry);
+                continue;
+            }
+            let word = self.region.word(entry.page);
+            if word.ticket() == Some(record.id())
+                && let Some(owner) = word.owner()
+            {
+                invalidate(self.region, owner, single(entry.page), Cause::Clear, origin, None);
+            }
+            self.put(record, entry, |word| step::undo(word, populated));
+        }
+        debug_assert!(taken.count as usize <= record.len());
+        record.clear();
+    }
+
+    /// Waits, with nothing busy, until the page may be claimed: at most the hold limit for a hold, which is then broken.
+    fn wait(&self, blocked: &Blocked, since_ns: u64) {
+        let space = &self.region.space;
+        let page = blocked.page;
+        match blocked.why {
+            Blocker::Resident { wait_ns } => {
+                space.stats.residency_waits.one();
+                let until = Deadline::after(Duration::from_nanos(wait_ns));
+                let mut turn = 0;
+                while !until.passed() {
+                    turn += 1;
+                    relax(turn);
+                }
+            }
+            Blocker::Obstacle(obstacle) => {
+                let deadline = space.hold_deadline(since_ns);
+                let word = self.region.word(page);
+                // Look again before sleeping: what was in the way may be gone.
+                if !matches!(self.step(word), ClaimStep::Wait(_)) {
+                    return;
+                }
+                let next = hold::sleep(word);
+                let slept = word == next || self.region.swap(page, word, next);
+                let timed_out = slept && self.region.words[page.as_usize()].wait(next.bits(), deadline) == Waited::TimedOut;
+                if timed_out && obstacle == Obstacle::Held {
+                    break_overdue(self.region, page);
+                    let word = self.region.word(page);
+                    self.region.settle(page, word, word);
+                }
+            }
+        }
+    }
+}
+
+impl Taken {
+    fn add(&mut self, page: PageIndex, word: PageWord, device: OwnerId) {
+        self.count += 1;
+        self.owned |= step::previous_owner(word, device).is_some();
+        self.unpopulated |= !word.populated();
+        if step::needs_revoke(word) {
+            if self.revoke == 0 {
+                self.revoke_from = page.0;
+            }
+            self.revoke += 1;
+            self.revoke_to = page.0 + 1;
+        }
+    }
+}
+
+/// Collects runs for one call of the backend.
+struct Batch<'a> {
+    backend: &'a dyn crate::backend::Backend,
+    access: Access,
+    runs: [Option<PageRange>; RUNS_MAX],
+    len: usize,
+    result: Result<(), Errno>,
+}
+
+impl Batch<'_> {
+    fn push(&mut self, run: PageRange) {
+        self.runs[self.len] = Some(run);
+        self.len += 1;
+        if self.len == RUNS_MAX {
+            self.flush();
+        }
+    }
+
+    fn flush(&mut self) {
+        let Some(first) = self.runs[0].filter(|_| self.len > 0) else { return };
+        let mut runs = [first; RUNS_MAX];
+        for (run, found) in runs.iter_mut().zip(&self.runs[..self.len]) {
+            *run = found.unwrap_or(first);
+        }
+        if self.result.is_ok() {
+            self.result = self.backend.revoke(&runs[..self.len], self.access);
+        }
+        self.len = 0;
+    }
+}
+
+/// Calls `act` for each run of adjacent pages with the same tag; pages ascend.
+pub(crate) fn for_runs<T: Copy + PartialEq>(pages: impl Iterator<Item = (PageIndex, T)>, mut act: impl FnMut(PageRange, T)) {
+    let mut run: Option<(u32, u32, T)> = None;
+    for (page, tag) in pages {
+        run = match run {
+            Some((start, end, same)) if end == page.0 && same == tag => Some((start, end + 1, tag)),
+            before => {
+                if let Some((range, tag)) = before.and_then(|(start, end, tag)| Some((PageRange::new(start, end)?, tag))) {
+                    act(range, tag);
+                }
+                Some((page.0, page.0 + 1, tag))
+            }
+        };
+    }
+    if let Some((range, tag)) = run.and_then(|(start, end, tag)| Some((PageRange::new(start, end)?, tag))) {
+        act(range, tag);
+    }
+}

@@ -1,0 +1,304 @@
+//! [`Device`]: what a driver implements, and what the space keeps of it.
+//!
+//! A device gets pages by a claim and loses them by an invalidation. The runtime decides who may have a page; the driver
+//! makes its device obey. A driver that keeps a page table of its own guards it by one lock: [`Device::map`] takes it to
+//! ask whether the grant still stands and to map, [`Device::invalidate`] takes it to unmap, and then waits for what is in
+//! flight.
+//!
+//! Invariants: a `DeviceCore` lives in a mapping of the runtime's own, as does the driver's value; it outlives every page
+//! word that names it (a view is swept before it lets go of its device). `lost` is set once and never cleared.
+
+use core::ops::Deref;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering};
+use core::time::Duration;
+
+use pagelease_protocol::{Cause, Origin, OwnerId, PageIndex, PageRange, Seq};
+use pagelease_sys::mem::Mapping;
+use pagelease_sys::{Errno, fork};
+
+use crate::error::{DeviceLost, LossReason};
+use crate::records::Record;
+use crate::shared::{Shared, own_mapping};
+use crate::service::monitor::release_watch;
+use crate::space::{Space, SpaceCore};
+use crate::sync::Deadline;
+
+/// A device driver, as the runtime sees it.
+///
+/// # Where its functions are called from
+///
+/// Any thread: one that claims, a monitor, or one that touched a page. None of them may touch the CPU view of a managed
+/// region, claim, or wait for a thread that does. In in-thread mode a device that answers [`Device::signal_safe`] with
+/// `true` is invalidated from a signal handler.
+pub trait Device: Send + Sync + 'static {
+    /// What messages call it.
+    fn name(&self) -> &str;
+
+    /// Whether [`Device::invalidate`] is async-signal-safe: no allocation, no lock that it could interrupt, no formatting.
+    /// One that is not is called from a service thread while the touching thread sleeps.
+    fn signal_safe(&self) -> bool {
+        false
+    }
+
+    /// The pages of `grant` are the device's, if it still stands: take the lock of the device's page table, ask
+    /// [`Grant::stands`], map, unlock, and return the answer. `false` starts the claim again.
+    ///
+    /// A device without a page table of its own needs only the default.
+    fn map(&self, grant: &Grant<'_>) -> bool {
+        grant.stands()
+    }
+
+    /// The device must let go of the pages. When it returns `Ok`, it has unmapped them, no access of it to them is in
+    /// flight, and none will start until they are claimed again.
+    ///
+    /// # Errors
+    /// [`NotDrained`] once [`Invalidation::overdue`] says so: the device is then lost, its view of that page is covered by
+    /// a private copy, and `invalidate` is called again, and must not wait for that operation any more.
+    fn invalidate(&self, invalidation: &Invalidation) -> Result<(), NotDrained>;
+}
+
+/// An operation in flight did not end in time.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub struct NotDrained {
+    /// The page it works on.
+    pub page: PageIndex,
+}
+
+/// Names a region within the process.
+#[derive(Copy, Clone, Debug, Eq, PartialEq, Hash)]
+pub struct RegionId(pub(crate) u32);
+
+impl RegionId {
+    /// The number: unique among the process's regions, never used again.
+    #[must_use]
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+}
+
+/// Pages that a device must let go of.
+#[derive(Clone, Debug)]
+pub struct Invalidation {
+    pub(crate) region: RegionId,
+    pub(crate) pages: PageRange,
+    pub(crate) cause: Cause,
+    pub(crate) origin: Origin,
+    pub(crate) toucher: Option<u32>,
+    pub(crate) deadline: Deadline,
+    /// Monitors serve the space: the calling thread may be one.
+    pub(crate) monitored: bool,
+}
+
+impl Invalidation {
+    /// The region they are in.
+    #[must_use]
+    pub fn region(&self) -> RegionId {
+        self.region
+    }
+
+    /// The pages. The device may have only some of them.
+    #[must_use]
+    pub fn pages(&self) -> PageRange {
+        self.pages
+    }
+
+    /// Why.
+    #[must_use]
+    pub fn cause(&self) -> Cause {
+        self.cause
+    }
+
+    /// The device that gets them, where one does.
+    #[must_use]
+    pub fn owner(&self) -> Option<OwnerId> {
+        self.origin.owner
+    }
+
+    /// The thread whose touch raised it, by kernel thread id: an operation that this very thread is in must not be waited
+    /// for, it cannot end before the touch does.
+    #[must_use]
+    pub fn toucher(&self) -> Option<u32> {
+        self.toucher
+    }
+
+    /// Whether the drain limit has passed: stop waiting, return [`NotDrained`]. To be asked whenever the wait turns out to
+    /// be longer than a moment: other touches are then served by another monitor. Signal-safe.
+    #[must_use]
+    pub fn overdue(&self) -> bool {
+        if self.monitored {
+            release_watch();
+        }
+        self.deadline.passed()
+    }
+}
+
+/// Pages that a claim is about to give to a device.
+pub struct Grant<'a> {
+    pub(crate) region: RegionId,
+    pub(crate) record: Record<'a>,
+    pub(crate) seq: Seq,
+    pub(crate) device: &'a DeviceCore,
+}
+
+impl Grant<'_> {
+    /// The region they are in.
+    #[must_use]
+    pub fn region(&self) -> RegionId {
+        self.region
+    }
+
+    /// The pages, ascending; among them some that the device had already.
+    pub fn pages(&self) -> impl Iterator<Item = PageIndex> + '_ {
+        self.record.entries().map(|entry| entry.page)
+    }
+
+    /// Whether nothing that concerns the claim has been invalidated since it began. To be asked under the lock that the
+    /// device's `invalidate` takes.
+    #[must_use]
+    pub fn stands(&self) -> bool {
+        if crate::mutant::active(crate::mutant::Mutant::SkipReadRetry) {
+            return true;
+        }
+        self.device.lost().is_none() && !self.record.read_retry(self.seq)
+    }
+}
+
+/// A registered device. Dropping the last handle and the last view of it unregisters it.
+pub struct DeviceHandle<D> {
+    pub(crate) core: Shared<DeviceCore>,
+    pub(crate) space: Space,
+    device: NonNull<D>,
+}
+
+// SAFETY: it gives `&D` to any thread, and `D` is `Send + Sync` as every `Device` is.
+unsafe impl<D: Device> Send for DeviceHandle<D> {}
+// SAFETY: as above.
+unsafe impl<D: Device> Sync for DeviceHandle<D> {}
+
+impl<D: Device> DeviceHandle<D> {
+    pub(crate) fn new(space: &Space, id: OwnerId, device: D) -> Result<Self, Errno> {
+        let mapping = own_mapping(size_of::<D>())?;
+        let place = NonNull::new(mapping.as_ptr().cast::<D>()).ok_or(Errno::NOMEM)?;
+        assert!(align_of::<D>() <= pagelease_sys::page_size(), "a device aligned beyond a page");
+        // SAFETY: the mapping is page-aligned, large enough, writable, and ours alone.
+        unsafe { place.write(device) };
+        let core = DeviceCore {
+            id,
+            space: space.core().clone(),
+            device: place,
+            lost: AtomicU64::new(0),
+            lost_region: AtomicU64::new(0),
+            _mapping: mapping,
+        };
+        Ok(Self { core: Shared::new(core)?, space: space.clone(), device: place })
+    }
+
+    /// The identity that page words, errors and messages give it.
+    #[must_use]
+    pub fn id(&self) -> OwnerId {
+        self.core.id
+    }
+
+    /// Why the device was lost, if it was.
+    #[must_use]
+    pub fn lost(&self) -> Option<DeviceLost> {
+        self.core.lost()
+    }
+}
+
+impl<D> Deref for DeviceHandle<D> {
+    type Target = D;
+
+    fn deref(&self) -> &D {
+        // SAFETY: the value lives as long as the core, which the handle keeps.
+        unsafe { self.device.as_ref() }
+    }
+}
+
+impl<D> Clone for DeviceHandle<D> {
+    fn clone(&self) -> Self {
+        Self { core: self.core.clone(), space: self.space.clone(), device: self.device }
+    }
+}
+
+/// What the space keeps of a device.
+pub(crate) struct DeviceCore {
+    pub(crate) id: OwnerId,
+    pub(crate) space: Shared<SpaceCore>,
+    device: NonNull<dyn Device>,
+    /// 0, or how it was lost and on which page: see `Loss`.
+    lost: AtomicU64,
+    lost_region: AtomicU64,
+    _mapping: Mapping,
+}
+
+// SAFETY: the driver is `Send + Sync`; the rest is atomic or immutable.
+unsafe impl Send for DeviceCore {}
+// SAFETY: as above.
+unsafe impl Sync for DeviceCore {}
+
+const STUCK: u64 = 1;
+const PANICKED: u64 = 2;
+
+impl DeviceCore {
+    pub(crate) fn device(&self) -> &dyn Device {
+        // SAFETY: the value lives in `_mapping`, from `new` to `drop`.
+        unsafe { self.device.as_ref() }
+    }
+
+    /// Whether the device has been lost: one load. Signal-safe.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Relaxed) != 0
+    }
+
+    pub(crate) fn lost(&self) -> Option<DeviceLost> {
+        let bits = self.lost.load(Ordering::Acquire);
+        if bits == 0 {
+            return None;
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "takes the packed fields apart")]
+        let (page, region) = (PageIndex((bits >> 32) as u32), self.lost_region.load(Ordering::Acquire) as u32);
+        let why = match bits & 0xff {
+            PANICKED => LossReason::Panicked { region, page },
+            _ => LossReason::Stuck { region, page, limit: self.space.config.drain_limit },
+        };
+        Some(DeviceLost { device: self.id, why })
+    }
+
+    /// Declares the device lost; the first reason stays. Signal-safe.
+    pub(crate) fn lose(&self, region: RegionId, page: PageIndex, how: Loss) {
+        let how = match how {
+            Loss::Stuck => STUCK,
+            Loss::Panicked => PANICKED,
+        };
+        if self.lost.load(Ordering::Relaxed) == 0 {
+            self.lost_region.store(u64::from(region.0), Ordering::Release);
+        }
+        if self.lost.compare_exchange(0, how | u64::from(page.0) << 32, Ordering::SeqCst, Ordering::Relaxed).is_ok() {
+            self.space.stats.devices_lost.one();
+        }
+    }
+}
+
+/// How a device is lost.
+#[derive(Copy, Clone, Debug)]
+pub(crate) enum Loss {
+    Stuck,
+    Panicked,
+}
+
+impl Drop for DeviceCore {
+    fn drop(&mut self) {
+        if fork::in_child() {
+            return;
+        }
+        // SAFETY: the value was written in `new`; nobody refers to it any more, and it is dropped once. Its mapping is
+        // unmapped afterwards, with the field.
+        unsafe { self.device.drop_in_place() };
+        self.space.release_id(self.id);
+    }
+}
+
+/// The drain limit a device is given by default. Long: a worker that is not scheduled is not a stuck one.
+pub(crate) const DRAIN_LIMIT: Duration = Duration::from_secs(2);

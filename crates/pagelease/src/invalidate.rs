@@ -1,0 +1,68 @@
+//! Invalidation: a device stops using pages.
+//!
+//! ```text
+//!   begin     every subscription it concerns hears of it (its sequence number moves)
+//!   device    unmaps the pages and drains what is in flight on them
+//!   stuck?    after the drain limit: the device is lost, its view of the page is covered, and the rest goes on
+//!   end       a claim that waits in read_begin may start
+//! ```
+//!
+//! The caller has the pages' words `busy`, or has barred the device from the whole region, so no operation starts on them
+//! meanwhile. When [`invalidate`] returns, none is in flight. It never waits for a hold, and for an operation no longer
+//! than the drain limit. Signal-safe if the device is.
+
+use pagelease_protocol::{Cause, Origin, OwnerId, PageRange, PageWord};
+
+use crate::device::{Invalidation, Loss};
+use crate::mutant::{self, Mutant};
+use crate::records::SERVICE_TICKET;
+use crate::region::RegionCore;
+use crate::service::monitor::release_watch;
+use crate::space::Faults;
+use crate::sync::Deadline;
+
+/// Makes `owner` stop using `pages` of `region`. `toucher`: the thread whose touch it is, which is not waited for.
+pub(crate) fn invalidate(
+    region: &RegionCore,
+    owner: OwnerId,
+    pages: PageRange,
+    cause: Cause,
+    origin: Origin,
+    toucher: Option<u32>,
+) {
+    let space = &region.space;
+    let Some(device) = region.device(owner) else { return };
+    space.stats.invalidations.one();
+    // A claim that is past its commit point has given the device the page before the word says so.
+    let may_have = |word: PageWord| word.owner() == Some(owner) || word.ticket().is_some_and(|t| t != SERVICE_TICKET);
+    if !pages.iter().any(|page| may_have(region.word(page))) {
+        space.stats.invalidations_spurious.one();
+    }
+    let begun = space.records.begin(region.id.0, pages, cause, origin);
+    let mut invalidation = Invalidation {
+        region: region.id,
+        pages,
+        cause,
+        origin,
+        toucher,
+        deadline: Deadline::after(space.config.drain_limit),
+        monitored: space.config.faults == Faults::Monitor,
+    };
+    if invalidation.monitored && !device.device().signal_safe() {
+        // It may wait for its device for a long time.
+        release_watch();
+    }
+    while !mutant::active(Mutant::SkipDrain) {
+        match device.device().invalidate(&invalidation) {
+            Ok(()) => break,
+            Err(stuck) => {
+                device.lose(region.id, stuck.page, Loss::Stuck);
+                region.cover(owner, stuck.page);
+                invalidation.deadline = Deadline::after(space.config.drain_limit);
+            }
+        }
+    }
+    if let Some(begun) = begun {
+        space.records.end(&begun);
+    }
+}

@@ -1,0 +1,35 @@
+//! Monitors of simulated memory.
+
+use crate::region::Region;
+use crate::sim::NextFault;
+use crate::sync::{Deadline, thread};
+use crate::touch::{self, Server, Toucher};
+
+use super::monitor::serve_overdue;
+
+/// Starts `monitors` threads that serve the region until it closes.
+pub(crate) fn watch(region: &Region, monitors: usize) {
+    for _ in 0..monitors {
+        let region = region.core().clone();
+        thread::spawn(move || {
+            let Some(sim) = region.sim() else { return };
+            loop {
+                let hold_limit = region.space.config.hold_limit;
+                let deadline: Deadline = region.space.park.first_deadline(hold_limit);
+                match sim.next_fault(deadline) {
+                    NextFault::Fault(message) => {
+                        region.space.stats.touches.one();
+                        let toucher = Toucher { tid: message.tid, write: Some(message.write) };
+                        touch::serve(&region, message.page, toucher, Server::Monitor);
+                    }
+                    NextFault::TimedOut => {
+                        for (_, page) in region.space.park.overdue(hold_limit) {
+                            serve_overdue(&region, page);
+                        }
+                    }
+                    NextFault::Closed => return,
+                }
+            }
+        });
+    }
+}

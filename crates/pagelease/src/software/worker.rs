@@ -1,0 +1,233 @@
+//! Workers: threads that run operations on the pages of their device's view.
+//!
+//! The fast path, [`Worker::operate`], on a page that the device has: a store, three loads, the operation, a store. No lock,
+//! no fence, no system call; see `lanes` for why that is enough.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use pagelease_protocol::{Access, PageIndex, PageRange};
+use pagelease_sys::fork;
+
+use super::job::{Item, Job, JobError, JobState};
+use super::{DevicePage, Lanes, Operation, SoftwareConfig};
+use crate::device::{DeviceHandle, Loss};
+use crate::error::SpaceError;
+use crate::sync::{Condvar, Mutex, Ordering, compiler_fence, relax, thread, tid};
+use crate::touch::single;
+use crate::view::{View, ViewCore};
+
+/// The most pages that a worker claims ahead of its operations: one system call and one TLB shootdown for all of them.
+const AHEAD: usize = if cfg!(pagelease_shuttle) { 2 } else { 32 };
+
+/// The operations among which it looks for such pages, and runs while it holds them.
+const LOOK_AHEAD: usize = 4 * AHEAD;
+
+/// The workers of a device.
+pub(super) struct Crew {
+    queues: Vec<Arc<Queue>>,
+    threads: Vec<thread::JoinHandle<()>>,
+    handle: DeviceHandle<Lanes>,
+}
+
+#[derive(Default)]
+struct Queue {
+    tasks: Mutex<Tasks>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Tasks {
+    waiting: std::collections::VecDeque<Task>,
+    closed: bool,
+}
+
+struct Task {
+    job: Arc<JobState>,
+    view: View,
+    operation: Arc<dyn Operation>,
+    items: Vec<Item>,
+}
+
+impl Crew {
+    pub(super) fn start(handle: &DeviceHandle<Lanes>, config: SoftwareConfig) -> Result<Self, SpaceError> {
+        let mut crew = Self { queues: Vec::new(), threads: Vec::new(), handle: handle.clone() };
+        for lane in 0..config.workers {
+            let queue = Arc::new(Queue::default());
+            let worker = Worker { lane, config, queue: queue.clone(), handle: handle.clone() };
+            let thread = thread::Builder::new()
+                .name(format!("pagelease-sw-{lane}"))
+                .spawn(move || worker.run())
+                .map_err(|error| SpaceError::Thread(error.to_string()))?;
+            crew.queues.push(queue);
+            crew.threads.push(thread);
+        }
+        Ok(crew)
+    }
+
+    pub(super) fn submit(
+        &self,
+        device: &DeviceHandle<Lanes>,
+        view: &View,
+        operation: &Arc<dyn Operation>,
+        parts: Vec<Vec<Item>>,
+    ) -> Job {
+        let busy = parts.iter().filter(|items| !items.is_empty()).count();
+        let workers = u32::try_from(busy).expect("a thread each");
+        let state = Arc::new(JobState::new(workers).expect("one page of memory"));
+        for (queue, items) in self.queues.iter().zip(parts).filter(|(_, items)| !items.is_empty()) {
+            let task = Task { job: state.clone(), view: view.clone(), operation: operation.clone(), items };
+            queue.tasks.lock().expect("not poisoned").waiting.push_back(task);
+            queue.changed.notify_one();
+        }
+        Job { state, device: device.clone() }
+    }
+}
+
+impl Drop for Crew {
+    fn drop(&mut self) {
+        if fork::in_child() {
+            std::mem::forget(std::mem::take(&mut self.threads));
+            return;
+        }
+        for queue in &self.queues {
+            queue.tasks.lock().expect("not poisoned").closed = true;
+            queue.changed.notify_all();
+        }
+        for (lane, thread) in self.threads.drain(..).enumerate() {
+            // Work that was submitted is done first, however long it takes; only a worker whose device is lost may be stuck
+            // for ever. It keeps what it uses alive, and its late stores land in a private copy.
+            let lane = self.handle.lane(lane);
+            let mut turn = 0;
+            while !lane.has_ended() && !(self.handle.lost().is_some() && lane.is_abandoned()) {
+                turn += 1;
+                relax(turn);
+            }
+            if lane.has_ended() {
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+struct Worker {
+    lane: usize,
+    config: SoftwareConfig,
+    queue: Arc<Queue>,
+    handle: DeviceHandle<Lanes>,
+}
+
+impl Worker {
+    fn run(&self) {
+        self.handle.lane(self.lane).begin(tid());
+        while let Some(task) = self.next_task() {
+            self.handle.activate();
+            let result = catch_unwind(AssertUnwindSafe(|| self.run_task(&task)));
+            self.handle.deactivate();
+            let result = result.unwrap_or_else(|_| Err(self.panicked(&task)));
+            task.job.finish_part(result);
+        }
+        self.handle.lane(self.lane).end();
+    }
+
+    fn next_task(&self) -> Option<Task> {
+        let mut tasks = self.queue.tasks.lock().expect("not poisoned");
+        loop {
+            if let Some(task) = tasks.waiting.pop_front() {
+                return Some(task);
+            }
+            if tasks.closed {
+                return None;
+            }
+            tasks = self.queue.changed.wait(tasks).expect("not poisoned");
+        }
+    }
+
+    fn run_task(&self, task: &Task) -> Result<(), JobError> {
+        let mut items = &task.items[..];
+        while let [item, rest @ ..] = items {
+            if self.operate(task, *item) {
+                items = rest;
+                continue;
+            }
+            if let Some(lost) = self.handle.lost() {
+                return Err(lost.into());
+            }
+            items = self.claim_and_operate(task, items)?;
+        }
+        Ok(())
+    }
+
+    /// Runs the operation if the device has the page; `false` if it has not.
+    #[inline]
+    fn operate(&self, task: &Task, item: Item) -> bool {
+        let view: &ViewCore = task.view.core();
+        let lane = self.handle.lane(self.lane);
+        lane.publish(view.region.id, item.page);
+        // The compiler must not move the check before the publication; the CPU's own order is the invalidation's business.
+        compiler_fence(Ordering::SeqCst);
+        let usable = !self.config.exclusive || self.may_use(view, item.page);
+        if usable {
+            let page = DevicePage { words: view.words(item.page), pause: self.config.pause };
+            task.operation.run(&page, item.argument);
+        }
+        lane.withdraw();
+        usable
+    }
+
+    #[inline]
+    fn may_use(&self, view: &ViewCore, page: PageIndex) -> bool {
+        view.region.word(page).usable_by(self.handle.id()) && !view.is_stopped() && !self.handle.core.is_lost()
+    }
+
+    /// Claims the first item's page, and in the same breath the pages that the items behind it lack; operates while it
+    /// holds them. Returns what is left.
+    fn claim_and_operate<'a>(&self, task: &Task, items: &'a [Item]) -> Result<&'a [Item], JobError> {
+        let mut pages = [items[0].page; AHEAD];
+        let mut count = 1;
+        for item in items.iter().take(LOOK_AHEAD) {
+            let known = pages[..count].contains(&item.page);
+            if count < AHEAD && !known && !self.may_use(task.view.core(), item.page) {
+                pages[count] = item.page;
+                count += 1;
+            }
+        }
+        pages[..count].sort_unstable();
+        let mut ranges = [single(pages[0]); AHEAD];
+        for (range, &page) in ranges.iter_mut().zip(&pages[..count]) {
+            *range = single(page);
+        }
+        let _lease = task.view.claim_scattered(merge(&mut ranges[..count]), Access::Exclusive)?;
+        // No more operations than were looked at: the pages are held meanwhile, and a touch of them waits.
+        let (ahead, rest) = items.split_at(items.len().min(LOOK_AHEAD));
+        for (index, item) in ahead.iter().enumerate() {
+            if !self.operate(task, *item) {
+                return Ok(&items[index..]);
+            }
+        }
+        Ok(rest)
+    }
+
+    /// The operation panicked on the page in the lane: the device cannot be trusted any more.
+    fn panicked(&self, task: &Task) -> JobError {
+        let lane = self.handle.lane(self.lane);
+        self.handle.core.lose(task.view.core().region.id, lane.page(), Loss::Panicked);
+        lane.withdraw();
+        self.handle.lost().expect("just lost").into()
+    }
+}
+
+/// Joins ranges that are adjacent; they ascend.
+fn merge(ranges: &mut [PageRange]) -> &[PageRange] {
+    let mut last = 0;
+    for index in 1..ranges.len() {
+        match PageRange::new(ranges[last].start(), ranges[index].end()) {
+            Some(joined) if ranges[last].end() == ranges[index].start() => ranges[last] = joined,
+            _ => {
+                last += 1;
+                ranges[last] = ranges[index];
+            }
+        }
+    }
+    &ranges[..=last]
+}

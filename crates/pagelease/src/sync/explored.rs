@@ -1,0 +1,141 @@
+//! `shuttle`'s primitives, for schedule exploration.
+
+use core::ops::Deref;
+use core::time::Duration;
+
+use pagelease_sys::Errno;
+use shuttle::rand::Rng;
+
+pub(crate) use shuttle::sync::atomic::{AtomicU32, Ordering, compiler_fence, fence};
+pub(crate) use shuttle::sync::atomic::AtomicU64;
+pub(crate) use shuttle::sync::{Condvar, Mutex, MutexGuard};
+pub(crate) use shuttle::thread;
+
+use super::Waited;
+
+/// A 32-bit word that threads can sleep on.
+#[derive(Default)]
+pub(crate) struct Word {
+    value: AtomicU32,
+    lock: Mutex<()>,
+    changed: Condvar,
+}
+
+impl Word {
+    pub(crate) fn load(&self) -> u32 {
+        self.value.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn swap_if(&self, current: u32, next: u32) -> Result<(), u32> {
+        self.value.compare_exchange(current, next, Ordering::SeqCst, Ordering::SeqCst).map(|_| ())
+    }
+
+    pub(crate) fn bump(&self) {
+        self.value.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// A finite deadline may pass at any moment; an infinite one never, and a lost wake-up is then a deadlock.
+    pub(crate) fn wait(&self, expected: u32, deadline: Deadline) -> Waited {
+        if deadline.finite {
+            if self.load() != expected {
+                return Waited::LookAgain;
+            }
+            if deadline.passed() {
+                return Waited::TimedOut;
+            }
+            thread::yield_now();
+            return Waited::LookAgain;
+        }
+        let guard = self.lock.lock().expect("no thread panics with it");
+        if self.load() == expected {
+            drop(self.changed.wait(guard).expect("no thread panics with it"));
+        }
+        Waited::LookAgain
+    }
+
+    pub(crate) fn wake_all(&self) {
+        let _guard = self.lock.lock().expect("no thread panics with it");
+        self.changed.notify_all();
+    }
+}
+
+/// A moment after which a wait gives up; may be never.
+#[derive(Copy, Clone, Debug)]
+pub(crate) struct Deadline {
+    finite: bool,
+}
+
+impl Deadline {
+    pub(crate) const NEVER: Self = Self { finite: false };
+
+    pub(crate) fn after(limit: Duration) -> Self {
+        Self { finite: limit != Duration::MAX }
+    }
+
+    pub(crate) const fn at(ns: u64) -> Self {
+        Self { finite: ns != u64::MAX }
+    }
+
+    pub(crate) fn passed(self) -> bool {
+        self.finite && shuttle::rand::thread_rng().gen_bool(0.25)
+    }
+}
+
+/// Waits on a condition variable; a finite deadline may pass at any moment.
+pub(crate) fn wait_until<'a, T>(
+    condvar: &Condvar,
+    guard: MutexGuard<'a, T>,
+    deadline: Deadline,
+) -> (MutexGuard<'a, T>, Waited) {
+    if deadline.passed() {
+        return (guard, Waited::TimedOut);
+    }
+    if deadline.finite {
+        // Somebody else shall get the lock; nothing tells when to look again.
+        let (guard, _) = condvar.wait_timeout(guard, Duration::from_millis(1)).expect("not poisoned");
+        return (guard, Waited::LookAgain);
+    }
+    (condvar.wait(guard).expect("not poisoned"), Waited::LookAgain)
+}
+
+pub(crate) fn now_ns() -> u64 {
+    0
+}
+
+pub(crate) fn tid() -> u32 {
+    let id = usize::from(thread::current().id());
+    u32::try_from(id).expect("few simulated threads") + 1
+}
+
+/// Simulated threads have no signal handlers.
+pub(crate) fn block_signals() {}
+
+pub(crate) fn barrier() {
+    thread::yield_now();
+}
+
+pub(crate) fn relax(_turn: u32) {
+    thread::yield_now();
+}
+
+pub(crate) trait Zeroed: Default {}
+impl Zeroed for Word {}
+impl Zeroed for AtomicU32 {}
+impl Zeroed for AtomicU64 {}
+
+/// An array of zeroes.
+pub(crate) struct Table<T>(Vec<T>);
+
+impl<T: Zeroed> Table<T> {
+    pub(crate) fn zeroed(len: usize) -> Result<Self, Errno> {
+        Ok(Self((0..len).map(|_| T::default()).collect()))
+    }
+}
+
+impl<T> Deref for Table<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.0
+    }
+}

@@ -1,0 +1,322 @@
+//! The fault path: a CPU touch of a page takes it back from its device.
+//!
+//! ```text
+//!   serve     look at the word (protocol::touch::step)
+//!     wait      busy or held: in the touching thread, sleep on the word; in a monitor, park. The own thread's interrupted
+//!               claim, or its own hold, is not waited for
+//!     take      `busy`, for the page and, when touches run in sequence, its neighbours
+//!     restore   invalidate the device, map the pages, commit the words
+//!   settle    wake sleepers; give the page to a touch that was left waiting
+//! ```
+//!
+//! Signal-safe throughout: no allocation, no lock, no formatting; it touches the runtime's own mappings only, and no CPU
+//! view. Order of `busy`: ascending, and never waited for while another is had.
+
+use pagelease_protocol::touch::{Service, TouchStep};
+use pagelease_protocol::{Cause, Obstacle, Origin, OwnerId, PageIndex, PageRange, PageWord, hold, touch};
+
+use crate::backend::{MapOutcome, Mapped};
+use crate::invalidate::invalidate;
+use crate::mutant::{self, Mutant};
+use crate::records::{Phase, Record, SERVICE_TICKET};
+use crate::region::RegionCore;
+use crate::sequence::WINDOW_MAX;
+use crate::sync::{Deadline, Waited, block_signals, now_ns};
+
+/// Who touched.
+#[derive(Copy, Clone, Debug)]
+pub(crate) struct Toucher {
+    /// The thread; 0 when a waiting touch is served by whoever owes it the page.
+    pub(crate) tid: u32,
+    /// Whether it writes, where that is known.
+    pub(crate) write: Option<bool>,
+}
+
+/// On which thread a touch is served.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Server {
+    /// The touching thread itself, in its signal handler: it may sleep, but call signal-safe devices only.
+    InThread,
+    /// A service thread, on behalf of a touching thread that sleeps until it is done: it may sleep, and call any device.
+    Deputy,
+    /// A monitor: it never waits.
+    Monitor,
+    /// Whoever has just ended what a waiting touch waited for.
+    Owed,
+}
+
+/// What became of a touch.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Served {
+    /// The access can be tried again; it need not succeed (somebody may have claimed the page anew).
+    Done,
+    /// It waits, asleep in the kernel; whoever ends the obstacle gives the page back.
+    Parked,
+}
+
+/// Serves a touch of `page`.
+pub(crate) fn serve(region: &RegionCore, page: PageIndex, toucher: Toucher, server: Server) -> Served {
+    let space = &region.space;
+    let mut write = toucher.write.unwrap_or(false);
+    let mut since: Option<u64> = None;
+    loop {
+        if region.is_closing() {
+            return Served::Done;
+        }
+        let word = region.word(page);
+        match touch::step(word, write) {
+            TouchStep::Take(_, Service::Restore(owner)) if server == Server::InThread && !region.is_signal_safe(owner) => {
+                space.deputy.serve(region, page, toucher);
+                return Served::Done;
+            }
+            TouchStep::Take(next, service) => {
+                let next = if word.held() { next } else { next.signed(SERVICE_TICKET) };
+                if !region.swap(page, word, next) {
+                    continue;
+                }
+                let outcome = match service {
+                    Service::Restore(owner) => restore(region, page, word.generation(), owner, toucher),
+                    Service::Map => map(region, page, word.generation()),
+                    Service::MapReadOnly => map_read_only(region, page, word),
+                };
+                if service == Service::MapReadOnly && outcome == MapOutcome::AlreadyMapped && toucher.write.is_none() {
+                    // It was mapped for reading and trapped all the same: the access is a write.
+                    write = true;
+                    continue;
+                }
+                break;
+            }
+            TouchStep::Wait(obstacle) => {
+                if is_own_obstacle(region, page, word, obstacle, toucher.tid) {
+                    if serve_own_thread(region, page, word, toucher, server) {
+                        break;
+                    }
+                    continue;
+                }
+                match server {
+                    // Somebody else has taken the page meanwhile, and owes it now.
+                    Server::Owed => return Served::Done,
+                    Server::Monitor => {
+                        if park(region, page, word) {
+                            return Served::Parked;
+                        }
+                    }
+                    Server::InThread | Server::Deputy => sleep(region, page, word, obstacle, *since.get_or_insert_with(now_ns)),
+                }
+            }
+        }
+    }
+    if let Some(since) = since {
+        space.stats.waits.one();
+        space.stats.wait_ns_max.at_least(now_ns().saturating_sub(since));
+    }
+    Served::Done
+}
+
+/// The page, taken `busy` at `generation`, goes from `owner` to the CPU; so do its neighbours, when touches run in sequence.
+fn restore(region: &RegionCore, page: PageIndex, generation: u16, owner: OwnerId, toucher: Toucher) -> MapOutcome {
+    let mut generations = [0; WINDOW_MAX];
+    generations[0] = generation;
+    let mut end = page.0 + 1;
+    if toucher.tid != 0 {
+        let window = region.sequence.window(toucher.tid, page).min(region.pages - page.0);
+        while end < page.0 + window && take_neighbour(region, PageIndex(end), owner, &mut generations[(end - page.0) as usize]) {
+            end += 1;
+        }
+        region.sequence.touched(toucher.tid, end);
+    }
+    let pages = PageRange::new(page.0, end).expect("holds the page");
+    let tid = (toucher.tid != 0).then_some(toucher.tid);
+    if mutant::active(Mutant::WakeBeforeMap) {
+        commit_all(region, pages, &generations);
+        invalidate(region, owner, pages, Cause::Clear, Origin::default(), tid);
+        let _ = region.backend.map(pages, Mapped::Writable);
+        return MapOutcome::Mapped;
+    }
+    if mutant::active(Mutant::RestoreBeforeInvalidate) {
+        let _ = region.backend.map(pages, Mapped::Writable);
+    }
+    invalidate(region, owner, pages, Cause::Clear, Origin::default(), tid);
+    let outcome = map_for_cpu(region, pages, Mapped::Writable);
+    region.space.stats.restores.add(u64::from(pages.len()));
+    region.residency.restored(page);
+    commit_all(region, pages, &generations);
+    outcome
+}
+
+/// Takes one more page for the CPU, if `owner` has it and nobody uses or waits for it.
+fn take_neighbour(region: &RegionCore, page: PageIndex, owner: OwnerId, generation: &mut u16) -> bool {
+    let word = region.word(page);
+    if word.waiters() {
+        return false;
+    }
+    let TouchStep::Take(next, Service::Restore(of)) = touch::step(word, true) else { return false };
+    *generation = word.generation();
+    of == owner && region.swap(page, word, next.signed(SERVICE_TICKET))
+}
+
+fn commit_all(region: &RegionCore, pages: PageRange, generations: &[u16; WINDOW_MAX]) {
+    for (page, &generation) in pages.iter().zip(generations) {
+        region.update(page, |word| touch::commit(word.unsigned(generation)));
+    }
+}
+
+/// The page is the CPU's already, and merely not mapped.
+fn map(region: &RegionCore, page: PageIndex, generation: u16) -> MapOutcome {
+    let outcome = map_for_cpu(region, single(page), Mapped::Writable);
+    region.update(page, |word| touch::commit(word.unsigned(generation)));
+    outcome
+}
+
+/// The device keeps the page for writing, and the CPU reads it. `taken_at`: the word that was taken.
+fn map_read_only(region: &RegionCore, page: PageIndex, taken_at: PageWord) -> MapOutcome {
+    let outcome = map_for_cpu(region, single(page), Mapped::ReadOnly);
+    region.space.stats.read_only_maps.one();
+    region.update(page, |word| {
+        touch::commit_read_only(if word.held() { word } else { word.unsigned(taken_at.generation()) })
+    });
+    outcome
+}
+
+/// Maps; where the kernel cannot just now (no memory for a page table), the touch is let go, and traps again.
+pub(crate) fn map_for_cpu(region: &RegionCore, pages: PageRange, how: Mapped) -> MapOutcome {
+    region.backend.map(pages, how).unwrap_or_else(|_| {
+        region.space.stats.restores_failed.one();
+        region.backend.wake(pages);
+        MapOutcome::Mapped
+    })
+}
+
+/// Whether what the touch would wait for is the touching thread's own, which cannot go on before the touch does.
+fn is_own_obstacle(region: &RegionCore, page: PageIndex, word: PageWord, obstacle: Obstacle, tid: u32) -> bool {
+    tid != 0
+        && match obstacle {
+            Obstacle::Busy => claiming_record(region, word).is_some_and(|record| record.thread() == tid),
+            Obstacle::Held => region.space.records.holds(tid, region.id.0, page),
+            Obstacle::Waiter => false,
+        }
+}
+
+fn claiming_record(region: &RegionCore, word: PageWord) -> Option<Record<'_>> {
+    word.ticket().and_then(|ticket| region.space.records.get(ticket))
+}
+
+/// A thread touches a page that it holds, or is about to claim: its own hold ends, or its claim starts again. Its claiming
+/// code cannot run meanwhile, so the `busy` that it has is ours to use. `false`: look again.
+fn serve_own_thread(region: &RegionCore, page: PageIndex, word: PageWord, toucher: Toucher, server: Server) -> bool {
+    if !word.busy() {
+        if break_hold(region, page) {
+            region.space.stats.holds_broken_by_self.one();
+        }
+        return false;
+    }
+    let Some(record) = claiming_record(region, word) else { return false };
+    let committing = record.phase() == Phase::Committing;
+    // Up to the commit point a previous owner may still use the page; behind it, the claiming device may.
+    let user = if committing { record.owner() } else { word.owner() };
+    if let Some(user) = user {
+        if server == Server::InThread && !region.is_signal_safe(user) {
+            region.space.deputy.serve(region, page, toucher);
+            return true;
+        }
+        invalidate(region, user, single(page), Cause::Clear, Origin::default(), Some(toucher.tid));
+    } else if let Some(begun) = region.space.records.begin(region.id.0, single(page), Cause::Clear, Origin::default()) {
+        region.space.records.end(&begun);
+    }
+    map_for_cpu(region, single(page), Mapped::Writable);
+    if committing {
+        if let Some(entry) = record.entries().find(|entry| entry.page == page) {
+            region.update(page, |word| touch::take_over(word.unsigned(entry.generation)));
+            region.space.stats.holds_broken_by_self.one();
+        }
+        region.space.stats.restores.one();
+    }
+    true
+}
+
+/// Leaves the touch asleep in the kernel. `false`: the word has changed, look again.
+fn park(region: &RegionCore, page: PageIndex, word: PageWord) -> bool {
+    let space = &region.space;
+    if !space.park.insert(region.id, page, now_ns()) {
+        space.stats.parks_refused.one();
+        region.backend.wake(single(page));
+        return true;
+    }
+    // Put even an unchanged word: from then on, whoever ends the obstacle finds both the bit and the note.
+    let parked = region.swap(page, word, touch::wait(word, false));
+    if !parked {
+        space.park.remove(region.id, page);
+    }
+    parked
+}
+
+/// Sleeps on the word until the obstacle is gone, or breaks a hold whose limit has passed.
+fn sleep(region: &RegionCore, page: PageIndex, word: PageWord, obstacle: Obstacle, since: u64) {
+    let space = &region.space;
+    let deadline = if obstacle == Obstacle::Held { space.hold_deadline(since) } else { Deadline::NEVER };
+    if deadline.passed() {
+        break_overdue(region, page);
+        return;
+    }
+    let next = touch::wait(word, true);
+    if (word == next || region.swap(page, word, next))
+        && region.words[page.as_usize()].wait(next.bits(), deadline) == Waited::TimedOut
+    {
+        break_overdue(region, page);
+    }
+}
+
+/// The hold limit has passed for a touch of `page`: whatever holds it is broken. The caller serves the touch next.
+pub(crate) fn break_overdue(region: &RegionCore, page: PageIndex) {
+    if break_hold(region, page) {
+        region.space.stats.holds_broken.one();
+    }
+}
+
+/// Breaks what holds `page`, if anything does. A touch that waits for it is served by the caller.
+pub(crate) fn break_hold(region: &RegionCore, page: PageIndex) -> bool {
+    let word = region.word(page);
+    let Some(next) = hold::break_hold(word) else { return false };
+    let broken = region.swap(page, word, next);
+    if broken && word.sleepers() {
+        region.words[page.as_usize()].wake_all();
+    }
+    broken
+}
+
+impl RegionCore {
+    /// Changes the word by `step`, and does what follows for those who wait.
+    pub(crate) fn update(&self, page: PageIndex, step: impl Fn(PageWord) -> PageWord) {
+        loop {
+            let word = self.word(page);
+            let next = step(word);
+            if self.swap(page, word, next) {
+                self.settle(page, word, next);
+                return;
+            }
+        }
+    }
+
+    /// The word has gone from `word` to `next`: wakes and serves those whose wait that ends.
+    pub(crate) fn settle(&self, page: PageIndex, word: PageWord, next: PageWord) {
+        if word.sleepers() && !next.sleepers() {
+            self.words[page.as_usize()].wake_all();
+        }
+        if word.waiters() && !next.waiters() {
+            if let Some(since) = self.space.park.remove(self.id, page) {
+                self.space.stats.waits.one();
+                self.space.stats.wait_ns_max.at_least(now_ns().saturating_sub(since));
+            }
+            self.backend.wake(single(page));
+        }
+        if next.owes_hand_back() {
+            // What this thread has busy now nobody could find if a signal handler of it touched the page.
+            let _blocked = block_signals();
+            serve(self, page, Toucher { tid: 0, write: Some(true) }, Server::Owed);
+        }
+    }
+}
+
+pub(crate) fn single(page: PageIndex) -> PageRange {
+    PageRange::single(page).expect("a region's page is never the last index")
+}
