@@ -17,7 +17,9 @@
 //!     "path": "/dev/userfaultfd",
 //!     "attempts": [ { "path": "/dev/userfaultfd", "features": ["SIGBUS", "MINOR_SHMEM"], "error": null } ]
 //!   },
-//!   "huge_pages": { "transparent": "madvise", "shmem": "never", "pools": [ { "page_kib": 2048, "pages": 0, "free": 0 } ] },
+//!   "huge_pages": {
+//!     "transparent": "madvise", "shmem": "never", "pools": [ { "page_kib": 2048, "pages": 0, "free": 0 } ]
+//!   },
 //!   "threads_blocking_sigbus": { "pid": 4711, "threads": [ { "tid": 4712, "name": "reaper" } ] },
 //!   "checks": [
 //!     { "section": "tried", "name": "monitor", "ok": true, "needed": true, "found": "a touch is served in 12.3 us",
@@ -28,9 +30,9 @@
 //! }
 //! ```
 //!
-//! `userfaultfd.path` is the way in force, `null` when there is none; `attempts` has all three ways, in the order in which
-//! they are tried, each with `features` or `error`. `remedy` is a shell command. `threads` is `null` when the process could
-//! not be looked at. `ready` is what the exit status says.
+//! `userfaultfd.path` is the way in force, `null` when there is none; `attempts` has all three ways, in the order in
+//! which they are tried, each with `features` or `error`. `remedy` is a shell command. `threads` is `null` when the
+//! process could not be looked at. `ready` is what the exit status says.
 
 mod checks;
 mod machine;
@@ -168,5 +170,42 @@ impl Report {
         let verdict =
             if self.ready { "pagelease can run here." } else { "pagelease cannot run here: see the lines marked NO." };
         writeln!(out, "\n{verdict}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    /// What the module's documentation shows is what is printed: the same keys, all the way down.
+    #[test]
+    fn the_json_is_as_documented() {
+        let documentation: String = include_str!("doctor.rs")
+            .lines()
+            .skip_while(|line| *line != "//! ```json")
+            .skip(1)
+            .take_while(|line| *line != "//! ```")
+            .map(|line| line.trim_start_matches("//!"))
+            .collect();
+        let documented: Value = serde_json::from_str(&documentation).unwrap();
+        let report = checks::examine(Some(std::process::id()));
+        same_keys(&documented, &serde_json::to_value(&report).unwrap());
+
+        let table = report.table();
+        assert!(table.contains("\nmodes\n") && table.contains("pagelease can"), "{table}");
+    }
+
+    fn same_keys(documented: &Value, printed: &Value) {
+        match (documented, printed) {
+            (Value::Object(documented), Value::Object(printed)) => {
+                assert_eq!(documented.keys().collect::<Vec<_>>(), printed.keys().collect::<Vec<_>>());
+                documented.iter().for_each(|(key, value)| same_keys(value, &printed[key]));
+            }
+            (Value::Array(documented), Value::Array(printed)) => {
+                printed.iter().for_each(|value| same_keys(&documented[0], value));
+            }
+            _ => {}
+        }
     }
 }

@@ -73,12 +73,7 @@ pub fn previous_owner(word: PageWord, device: OwnerId) -> Option<OwnerId> {
 pub fn commit(word: PageWord, device: OwnerId, access: Access) -> PageWord {
     assert!(word.busy(), "commit without busy: {word:?}");
     assert!(!word.held(), "commit over a hold: {word:?}");
-    let next = word
-        .with_device(device, access)
-        .with_holds(1)
-        .with_populated()
-        .without_sleepers()
-        .without_busy();
+    let next = word.with_device(device, access).with_holds(1).with_populated().without_sleepers().without_busy();
     next.assert_valid();
     next
 }

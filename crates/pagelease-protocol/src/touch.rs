@@ -105,13 +105,8 @@ pub fn abandon(word: PageWord, service: Service) -> PageWord {
 #[must_use]
 pub fn take_over(word: PageWord) -> PageWord {
     assert!(word.busy(), "take_over without busy: {word:?}");
-    let next = word
-        .with_cpu()
-        .with_populated()
-        .with_next_generation()
-        .without_waiters()
-        .without_sleepers()
-        .without_busy();
+    let next =
+        word.with_cpu().with_populated().with_next_generation().without_waiters().without_sleepers().without_busy();
     next.assert_valid();
     next
 }

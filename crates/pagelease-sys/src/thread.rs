@@ -1,6 +1,6 @@
 //! Threads: who am I, what time is it, which signals does a thread block.
 //!
-//! Signal-safe: [`tid_uncached`], [`monotonic_ns`], [`yield_now`] and [`sleep`]. The others are not.
+//! Signal-safe: [`tid_uncached`], [`pointer`], [`monotonic_ns`], [`yield_now`] and [`sleep`]. The others are not.
 
 use core::cell::Cell;
 use core::marker::PhantomData;
@@ -28,6 +28,21 @@ pub fn tid() -> u32 {
 #[inline]
 pub fn tid_uncached() -> u32 {
     rustix::thread::gettid().as_raw_pid().cast_unsigned()
+}
+
+/// The calling thread's thread pointer: tells living threads apart without a system call, and says nothing else.
+/// Signal-safe.
+#[inline]
+pub fn pointer() -> usize {
+    let pointer: usize;
+    // SAFETY: reads the thread pointer; on x86-64 the ABI stores it at its own address.
+    unsafe {
+        #[cfg(target_arch = "x86_64")]
+        core::arch::asm!("mov {}, fs:0", out(reg) pointer, options(nostack, preserves_flags, readonly));
+        #[cfg(target_arch = "aarch64")]
+        core::arch::asm!("mrs {}, tpidr_el0", out(reg) pointer, options(nostack, preserves_flags, nomem));
+    }
+    pointer
 }
 
 /// `CLOCK_MONOTONIC` in nanoseconds: enough for 584 years of uptime. Without a system call where the kernel offers

@@ -97,6 +97,8 @@ pub(crate) trait Backend: Send + Sync {
     fn map(&self, pages: PageRange, how: Mapped) -> Result<MapOutcome, Errno>;
     /// Lets the touches that wait for the pages trap again.
     fn wake(&self, pages: PageRange);
+    /// Touches trap no more, and those that wait go on.
+    fn close(&self);
     /// Makes another view of the same pages.
     fn open_view(&self) -> Result<ViewMemory, Errno>;
     /// Covers a page of a device's view by a private copy, so that late stores land nowhere that matters. Signal-safe.
@@ -104,7 +106,6 @@ pub(crate) trait Backend: Send + Sync {
 }
 
 /// The backend of a region, in the region's own mapping.
-#[expect(clippy::large_enum_variant, reason = "one a region")]
 pub(crate) enum AnyBackend {
     Minor(Minor),
     Sim(Sim),

@@ -29,7 +29,7 @@ use crate::mutant::{self, Mutant};
 use crate::records::{CHUNK, Entry, Opening, Phase, RECORDS, Record};
 use crate::region::RegionCore;
 use crate::sync::{Deadline, Waited, now_ns, relax, tid};
-use crate::touch::{break_overdue, single};
+use crate::touch::{Who, break_overdue, single};
 use crate::view::ViewCore;
 
 /// Runs that are revoked by one call of the backend: bounds what lies on the stack.
@@ -101,11 +101,17 @@ struct Blocked {
 enum Blocker {
     Obstacle(Obstacle),
     /// The page has not been with the CPU for its minimum residency.
-    Resident { wait_ns: u64 },
+    Resident {
+        wait_ns: u64,
+    },
 }
 
 /// Claims `ranges` for the view's device.
-pub(crate) fn claim(view: &crate::shared::Shared<ViewCore>, ranges: &[PageRange], access: Access) -> Result<Lease, ClaimError> {
+pub(crate) fn claim(
+    view: &crate::shared::Shared<ViewCore>,
+    ranges: &[PageRange],
+    access: Access,
+) -> Result<Lease, ClaimError> {
     let all = check(view, ranges, access)?;
     let region = &*view.region;
     let _operation = region.enter().ok_or(ClaimError::RegionGone { pages: all })?;
@@ -259,17 +265,21 @@ impl<'a> Claim<'a> {
         if taken.owned {
             let origin = Origin { owner: Some(self.device), token: Some(self.token) };
             for_runs(
-                self.taken_words(record).filter_map(|(page, word)| Some((page, step::previous_owner(word, self.device)?))),
-                |run, owner| invalidate(self.region, owner, run, Cause::Exclusive, origin, None),
+                self.taken_words(record)
+                    .filter_map(|(page, word)| Some((page, step::previous_owner(word, self.device)?))),
+                |run, owner| invalidate(self.region, owner, run, Cause::Exclusive, origin, Who::Nobody),
             );
         }
         if taken.unpopulated && !mutant::active(Mutant::SkipPopulate) {
             let mut result = Ok(());
-            for_runs(self.taken_words(record).filter(|(_, word)| !word.populated()).map(|(page, _)| (page, ())), |run, ()| {
-                if result.is_ok() {
-                    result = self.region.backend.populate(run).map_err(|errno| (run, errno));
-                }
-            });
+            for_runs(
+                self.taken_words(record).filter(|(_, word)| !word.populated()).map(|(page, _)| (page, ())),
+                |run, ()| {
+                    if result.is_ok() {
+                        result = self.region.backend.populate(run).map_err(|errno| (run, errno));
+                    }
+                },
+            );
             result.map_err(|(pages, errno)| ClaimError::OutOfMemory { pages, errno })?;
         }
         self.revoke(record, taken).map_err(|errno| ClaimError::Revoke { pages: self.all, errno })
@@ -284,7 +294,13 @@ impl<'a> Claim<'a> {
         {
             return self.region.backend.revoke(&[run], self.access);
         }
-        let mut runs = Batch { backend: &*self.region.backend, access: self.access, runs: [None; RUNS_MAX], len: 0, result: Ok(()) };
+        let mut runs = Batch {
+            backend: &*self.region.backend,
+            access: self.access,
+            runs: [None; RUNS_MAX],
+            len: 0,
+            result: Ok(()),
+        };
         for_runs(
             self.taken_words(record).filter(|&(_, word)| step::needs_revoke(word)).map(|(page, _)| (page, ())),
             |run, ()| runs.push(run),
@@ -346,7 +362,7 @@ impl<'a> Claim<'a> {
             if word.ticket() == Some(record.id())
                 && let Some(owner) = word.owner()
             {
-                invalidate(self.region, owner, single(entry.page), Cause::Clear, origin, None);
+                invalidate(self.region, owner, single(entry.page), Cause::Clear, origin, Who::Nobody);
             }
             self.put(record, entry, |word| step::undo(word, populated));
         }
@@ -369,16 +385,14 @@ impl<'a> Claim<'a> {
                 }
             }
             Blocker::Obstacle(obstacle) => {
-                let deadline = space.hold_deadline(since_ns);
+                let held = obstacle == Obstacle::Held;
+                let deadline = if held { space.hold_deadline(since_ns) } else { Deadline::NEVER };
                 let word = self.region.word(page);
                 // Look again before sleeping: what was in the way may be gone.
                 if !matches!(self.step(word), ClaimStep::Wait(_)) {
                     return;
                 }
-                let next = hold::sleep(word);
-                let slept = word == next || self.region.swap(page, word, next);
-                let timed_out = slept && self.region.words[page.as_usize()].wait(next.bits(), deadline) == Waited::TimedOut;
-                if timed_out && obstacle == Obstacle::Held {
+                if self.region.sleep(page, word, hold::sleep(word), deadline) == Waited::TimedOut && held {
                     break_overdue(self.region, page);
                     let word = self.region.word(page);
                     self.region.settle(page, word, word);
@@ -435,13 +449,18 @@ impl Batch<'_> {
 }
 
 /// Calls `act` for each run of adjacent pages with the same tag; pages ascend.
-pub(crate) fn for_runs<T: Copy + PartialEq>(pages: impl Iterator<Item = (PageIndex, T)>, mut act: impl FnMut(PageRange, T)) {
+pub(crate) fn for_runs<T: Copy + PartialEq>(
+    pages: impl Iterator<Item = (PageIndex, T)>,
+    mut act: impl FnMut(PageRange, T),
+) {
     let mut run: Option<(u32, u32, T)> = None;
     for (page, tag) in pages {
         run = match run {
             Some((start, end, same)) if end == page.0 && same == tag => Some((start, end + 1, tag)),
             before => {
-                if let Some((range, tag)) = before.and_then(|(start, end, tag)| Some((PageRange::new(start, end)?, tag))) {
+                if let Some((range, tag)) =
+                    before.and_then(|(start, end, tag)| Some((PageRange::new(start, end)?, tag)))
+                {
                     act(range, tag);
                 }
                 Some((page.0, page.0 + 1, tag))

@@ -19,10 +19,11 @@ use pagelease_sys::{Errno, fork};
 
 use crate::error::{DeviceLost, LossReason};
 use crate::records::Record;
-use crate::shared::{Shared, own_mapping};
 use crate::service::monitor::release_watch;
+use crate::shared::{Shared, own_mapping};
 use crate::space::{Space, SpaceCore};
 use crate::sync::Deadline;
+use crate::touch::Who;
 
 /// A device driver, as the runtime sees it.
 ///
@@ -84,7 +85,7 @@ pub struct Invalidation {
     pub(crate) pages: PageRange,
     pub(crate) cause: Cause,
     pub(crate) origin: Origin,
-    pub(crate) toucher: Option<u32>,
+    pub(crate) toucher: Who,
     pub(crate) deadline: Deadline,
     /// Monitors serve the space: the calling thread may be one.
     pub(crate) monitored: bool,
@@ -116,10 +117,10 @@ impl Invalidation {
     }
 
     /// The thread whose touch raised it, by kernel thread id: an operation that this very thread is in must not be waited
-    /// for, it cannot end before the touch does.
+    /// for, it cannot end before the touch does. To be asked only where it matters: it may cost a system call. Signal-safe.
     #[must_use]
     pub fn toucher(&self) -> Option<u32> {
-        self.toucher
+        self.toucher.tid()
     }
 
     /// Whether the drain limit has passed: stop waiting, return [`NotDrained`]. To be asked whenever the wait turns out to

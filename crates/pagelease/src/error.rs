@@ -145,7 +145,9 @@ pub enum RangeError {
         len: usize,
     },
     /// (Partly) in no region.
-    #[error("{start:#x}+{len:#x} is not (wholly) in this region, {region_start:#x}..{region_end:#x}; only a region's memory can be claimed")]
+    #[error(
+        "{start:#x}+{len:#x} is not (wholly) in this region, {region_start:#x}..{region_end:#x}; only a region's memory can be claimed"
+    )]
     Unmanaged {
         /// The address asked for.
         start: usize,
@@ -211,7 +213,9 @@ pub enum ClaimError {
         errno: Errno,
     },
     /// The access is not one that the region's backend can give.
-    #[error("{pages}: this kernel cannot write-protect shared memory by userfaultfd (Linux 5.19); claim Access::Exclusive")]
+    #[error(
+        "{pages}: this kernel cannot write-protect shared memory by userfaultfd (Linux 5.19); claim Access::Exclusive"
+    )]
     Unsupported {
         /// What was asked for.
         pages: PageRange,
@@ -234,7 +238,9 @@ pub enum ClaimError {
 
 /// Some pages of a lease were taken away before it ended.
 #[derive(Copy, Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("the lease lost {lost} of its {pages}, first {first}: the hold limit passed, or the holder touched it; claim again")]
+#[error(
+    "the lease lost {lost} of its {pages}, first {first}: the hold limit passed, or the holder touched it; claim again"
+)]
 pub struct LeaseBroken {
     /// What had been claimed: from the first page to the last.
     pub pages: PageRange,

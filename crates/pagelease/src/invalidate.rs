@@ -20,6 +20,7 @@ use crate::region::RegionCore;
 use crate::service::monitor::release_watch;
 use crate::space::Faults;
 use crate::sync::Deadline;
+use crate::touch::Who;
 
 /// Makes `owner` stop using `pages` of `region`. `toucher`: the thread whose touch it is, which is not waited for.
 pub(crate) fn invalidate(
@@ -28,7 +29,7 @@ pub(crate) fn invalidate(
     pages: PageRange,
     cause: Cause,
     origin: Origin,
-    toucher: Option<u32>,
+    toucher: Who,
 ) {
     let space = &region.space;
     let Some(device) = region.device(owner) else { return };

@@ -30,8 +30,8 @@ mod view;
 
 /// Simulated memory, for tests that explore schedules.
 pub mod sim {
-    pub use crate::backend::sim::{SimCpu, WORDS};
     pub(crate) use crate::backend::sim::NextFault;
+    pub use crate::backend::sim::{SimCpu, WORDS};
 }
 
 pub use backend::{BackendKind, Capabilities};

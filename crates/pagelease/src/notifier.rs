@@ -29,7 +29,8 @@ impl Notifier {
         let _operation = view.region.enter().ok_or(ClaimError::RegionGone { pages })?;
         let opening =
             Opening { thread: tid(), region: view.region.id.0, owner: view.device.id, range: pages, token: None };
-        let record = view.region.space.records.open(opening).ok_or(ClaimError::TooManyLeases { pages, limit: RECORDS })?;
+        let record =
+            view.region.space.records.open(opening).ok_or(ClaimError::TooManyLeases { pages, limit: RECORDS })?;
         Ok(Self { record: record.id(), view: view.clone() })
     }
 

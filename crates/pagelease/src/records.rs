@@ -353,7 +353,8 @@ impl<'a> Record<'a> {
     }
 
     fn hears(&self, region: u32, range: PageRange) -> bool {
-        matches!(self.phase(), Phase::Claiming | Phase::Committing | Phase::Subscribed) && self.hears_range(region, range)
+        matches!(self.phase(), Phase::Claiming | Phase::Committing | Phase::Subscribed)
+            && self.hears_range(region, range)
     }
 
     fn hears_range(&self, region: u32, range: PageRange) -> bool {

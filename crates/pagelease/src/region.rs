@@ -21,6 +21,7 @@ use crate::sequence::Sequence;
 use crate::shared::Shared;
 use crate::space::{Space, SpaceCore};
 use crate::sync::{Mutex, Table, Word, relax};
+use crate::touch::Who;
 use crate::view::{View, ViewCore};
 
 /// Memory that the CPU and devices share, page by page. Made by [`Space::allocate`].
@@ -322,11 +323,11 @@ impl RegionCore {
     fn close(&self) {
         let _attaching = self.attaching.lock().expect("attaching does not panic");
         self.closing.store(true, Ordering::SeqCst);
-        if let Some(sim) = self.sim() {
-            sim.close();
-        } else {
+        self.wake_sleepers();
+        if self.backend.kind() != BackendKind::Sim {
             registry::remove(self.backend.span());
         }
+        self.backend.close();
         let mut turn = 0;
         while self.operations.load(Ordering::SeqCst) != 0 {
             turn += 1;
@@ -342,7 +343,19 @@ impl RegionCore {
                 && let Some(claimed) = PageRange::new(low, high.min(all.end()))
                 && claimed.iter().any(|page| self.word(page).owner() == Some(owner))
             {
-                invalidate(self, owner, claimed, Cause::Release, Origin::default(), None);
+                invalidate(self, owner, claimed, Cause::Release, Origin::default(), Who::Nobody);
+            }
+        }
+    }
+
+    /// Wakes whoever sleeps on a word of the region: all who do sleep on a page that some device may have.
+    fn wake_sleepers(&self) {
+        for slot in &self.slots {
+            let high = slot.high.load(Ordering::SeqCst).min(self.pages);
+            for page in (slot.low.load(Ordering::SeqCst)..high).map(PageIndex) {
+                if self.word(page).sleepers() {
+                    self.words[page.as_usize()].wake_all();
+                }
             }
         }
     }

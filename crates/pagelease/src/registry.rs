@@ -25,7 +25,12 @@ struct Slot {
 }
 
 static SLOTS: [Slot; REGIONS_MAX] = [const {
-    Slot { start: AtomicUsize::new(0), end: AtomicUsize::new(0), pins: AtomicU32::new(0), region: AtomicPtr::new(null_mut()) }
+    Slot {
+        start: AtomicUsize::new(0),
+        end: AtomicUsize::new(0),
+        pins: AtomicU32::new(0),
+        region: AtomicPtr::new(null_mut()),
+    }
 }; REGIONS_MAX];
 
 /// No slot from here on was ever used.
@@ -77,7 +82,10 @@ pub(crate) fn find(address: usize) -> Option<Pinned> {
 
 /// The region numbered `id`. Signal-safe.
 pub(crate) fn find_id(id: u32) -> Option<Pinned> {
-    used().iter().filter(|slot| slot.end.load(Ordering::SeqCst) != 0).find_map(|slot| slot.pin(|region| region.id.0 == id))
+    used()
+        .iter()
+        .filter(|slot| slot.end.load(Ordering::SeqCst) != 0)
+        .find_map(|slot| slot.pin(|region| region.id.0 == id))
 }
 
 /// Where some region lies that overlaps `start..end`.
@@ -104,7 +112,9 @@ pub(crate) fn insert(region: *const RegionCore, span: Span) -> bool {
 /// Forgets the region of `span`, and waits until no fault handler works on it.
 pub(crate) fn remove(span: Span) {
     let _changes = CHANGES.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let Some(slot) = SLOTS.iter().find(|slot| slot.start.load(Ordering::Relaxed) == span.start() && slot.end.load(Ordering::Relaxed) != 0)
+    let Some(slot) = SLOTS
+        .iter()
+        .find(|slot| slot.start.load(Ordering::Relaxed) == span.start() && slot.end.load(Ordering::Relaxed) != 0)
     else {
         return;
     };

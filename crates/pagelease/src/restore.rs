@@ -13,7 +13,7 @@ use crate::lease;
 use crate::records::{Record, SERVICE_TICKET};
 use crate::region::RegionCore;
 use crate::sync::{Deadline, Waited, block_signals, now_ns};
-use crate::touch::{break_overdue, map_for_cpu};
+use crate::touch::{Who, break_overdue, map_for_cpu};
 
 /// The most pages that are busy at a time: their generations lie on the stack.
 const BATCH: usize = if cfg!(pagelease_shuttle) { 4 } else { 1024 };
@@ -52,7 +52,7 @@ pub(crate) enum Patience {
 pub(crate) fn bring_back(region: &RegionCore, pages: PageRange, of: Of, cause: Cause, patience: Patience) {
     let mut at = pages.start();
     let mut since = None;
-    while at < pages.end() {
+    while at < pages.end() && (patience == Patience::None || !region.is_closing()) {
         let blocked = {
             let _blocked = block_signals();
             batch(region, &mut at, pages.end(), of, cause)
@@ -96,7 +96,7 @@ fn batch(region: &RegionCore, at: &mut u32, end: u32, of: Of, cause: Cause) -> O
         }
     }
     if let (Some(owner), Some(run)) = (run_owner, PageRange::new(start, *at)) {
-        invalidate(region, owner, run, cause, Origin::default(), None);
+        invalidate(region, owner, run, cause, Origin::default(), Who::Nobody);
         map_for_cpu(region, run, Mapped::Writable);
         region.space.stats.restores.add(u64::from(run.len()));
         for (page, &generation) in run.iter().zip(&generations) {
@@ -116,15 +116,9 @@ fn break_and_settle(region: &RegionCore, page: PageIndex) {
 fn wait(region: &RegionCore, page: PageIndex, obstacle: Obstacle, since_ns: u64) {
     let deadline = if obstacle == Obstacle::Held { region.space.hold_deadline(since_ns) } else { Deadline::NEVER };
     let word = region.word(page);
-    if deadline.passed() {
+    let blocked = word.busy() || word.held();
+    if blocked && region.sleep(page, word, step::wait(word, true), deadline) == Waited::TimedOut {
         break_and_settle(region, page);
-    } else if word.busy() || word.held() {
-        let next = step::wait(word, true);
-        if (word == next || region.swap(page, word, next))
-            && region.words[page.as_usize()].wait(next.bits(), deadline) == Waited::TimedOut
-        {
-            break_and_settle(region, page);
-        }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A thread that touches the page behind the last one it got is reading in order; each such touch doubles the number of
 //! pages it brings, up to [`WINDOW_MAX`], and any other touch starts at one. As file readahead does. One stream a slot,
-//! slots by thread id; two threads that share a slot lose the doubling, nothing else.
+//! slots by thread; two threads that share a slot lose the doubling, nothing else.
 
 use pagelease_protocol::PageIndex;
 use pagelease_sys::Errno;
@@ -22,13 +22,13 @@ impl Sequence {
         Ok(Self(Table::zeroed(STREAMS)?))
     }
 
-    fn stream(&self, tid: u32) -> &AtomicU64 {
-        &self.0[tid as usize % STREAMS]
+    fn stream(&self, stream: usize) -> &AtomicU64 {
+        &self.0[stream % STREAMS]
     }
 
-    /// How many pages a touch of `page` by `tid` brings, at most; itself included.
-    pub(crate) fn window(&self, tid: u32, page: PageIndex) -> u32 {
-        let stream = self.stream(tid);
+    /// How many pages a touch of `page` in `stream` brings, at most; itself included.
+    pub(crate) fn window(&self, stream: usize, page: PageIndex) -> u32 {
+        let stream = self.stream(stream);
         let state = stream.load(Ordering::Relaxed);
         #[expect(clippy::cast_possible_truncation, reason = "takes the packed fields apart")]
         let (next, last) = ((state >> 32) as u32, state as u32);
@@ -39,8 +39,8 @@ impl Sequence {
     }
 
     /// The touch brought the pages up to `end`.
-    pub(crate) fn touched(&self, tid: u32, end: u32) {
-        let stream = self.stream(tid);
+    pub(crate) fn touched(&self, stream: usize, end: u32) {
+        let stream = self.stream(stream);
         let window = stream.load(Ordering::Relaxed) & u64::from(u32::MAX);
         stream.store(u64::from(end) << 32 | window, Ordering::Relaxed);
     }

@@ -160,14 +160,14 @@ impl SoftwareDevice {
     /// # Panics
     /// If the view is another device's, or an item's page lies behind its end.
     pub fn submit(&self, view: &View, operation: impl Operation, items: &[Item]) -> Job {
-        self.submit_shared(view, Arc::new(operation), items)
+        self.submit_shared(view, &(Arc::new(operation) as Arc<dyn Operation>), items)
     }
 
     /// As [`SoftwareDevice::submit`], for an operation that is submitted many times.
     ///
     /// # Panics
     /// As [`SoftwareDevice::submit`].
-    pub fn submit_shared(&self, view: &View, operation: Arc<dyn Operation>, items: &[Item]) -> Job {
+    pub fn submit_shared(&self, view: &View, operation: &Arc<dyn Operation>, items: &[Item]) -> Job {
         assert!(view.core().device.id == self.handle.id(), "the view of another device");
         let pages = view.pages();
         let mut queues: Vec<Vec<Item>> = (0..self.config.workers).map(|_| Vec::new()).collect();
@@ -175,6 +175,6 @@ impl SoftwareDevice {
             assert!(pages.contains(item.page), "{} of {pages}", item.page);
             queues[item.page.as_usize() % self.config.workers].push(*item);
         }
-        self.crew.submit(&self.handle, view, &operation, queues)
+        self.crew.submit(&self.handle, view, operation, queues)
     }
 }

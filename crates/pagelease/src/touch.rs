@@ -23,11 +23,42 @@ use crate::region::RegionCore;
 use crate::sequence::WINDOW_MAX;
 use crate::sync::{Deadline, Waited, block_signals, now_ns};
 
-/// Who touched.
+/// Which thread touched.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Who {
+    /// None that is known: a waiting touch is served by whoever owes it the page.
+    Nobody,
+    /// The calling thread, in its signal handler. Its id costs a system call, and is asked for only where it matters.
+    Caller,
+    /// The thread with this id.
+    Thread(u32),
+}
+
+impl Who {
+    /// The thread's id. Signal-safe.
+    pub(crate) fn tid(self) -> Option<u32> {
+        match self {
+            Self::Nobody => None,
+            Self::Caller => Some(pagelease_sys::thread::tid_uncached()),
+            Self::Thread(tid) => Some(tid),
+        }
+    }
+
+    /// Something that tells threads apart most of the time, and costs nothing.
+    fn stream(self) -> Option<usize> {
+        match self {
+            Self::Nobody => None,
+            Self::Caller => Some(pagelease_sys::thread::pointer() >> 12),
+            Self::Thread(tid) => Some(tid as usize),
+        }
+    }
+}
+
+/// A CPU access that trapped.
 #[derive(Copy, Clone, Debug)]
 pub(crate) struct Toucher {
-    /// The thread; 0 when a waiting touch is served by whoever owes it the page.
-    pub(crate) tid: u32,
+    /// The thread.
+    pub(crate) who: Who,
     /// Whether it writes, where that is known.
     pub(crate) write: Option<bool>,
 }
@@ -65,7 +96,9 @@ pub(crate) fn serve(region: &RegionCore, page: PageIndex, toucher: Toucher, serv
         }
         let word = region.word(page);
         match touch::step(word, write) {
-            TouchStep::Take(_, Service::Restore(owner)) if server == Server::InThread && !region.is_signal_safe(owner) => {
+            TouchStep::Take(_, Service::Restore(owner))
+                if server == Server::InThread && !region.is_signal_safe(owner) =>
+            {
                 space.deputy.serve(region, page, toucher);
                 return Served::Done;
             }
@@ -87,7 +120,7 @@ pub(crate) fn serve(region: &RegionCore, page: PageIndex, toucher: Toucher, serv
                 break;
             }
             TouchStep::Wait(obstacle) => {
-                if is_own_obstacle(region, page, word, obstacle, toucher.tid) {
+                if is_own_obstacle(region, page, word, obstacle, toucher.who) {
                     if serve_own_thread(region, page, word, toucher, server) {
                         break;
                     }
@@ -101,7 +134,9 @@ pub(crate) fn serve(region: &RegionCore, page: PageIndex, toucher: Toucher, serv
                             return Served::Parked;
                         }
                     }
-                    Server::InThread | Server::Deputy => sleep(region, page, word, obstacle, *since.get_or_insert_with(now_ns)),
+                    Server::InThread | Server::Deputy => {
+                        sleep(region, page, word, obstacle, *since.get_or_insert_with(now_ns));
+                    }
                 }
             }
         }
@@ -118,25 +153,26 @@ fn restore(region: &RegionCore, page: PageIndex, generation: u16, owner: OwnerId
     let mut generations = [0; WINDOW_MAX];
     generations[0] = generation;
     let mut end = page.0 + 1;
-    if toucher.tid != 0 {
-        let window = region.sequence.window(toucher.tid, page).min(region.pages - page.0);
-        while end < page.0 + window && take_neighbour(region, PageIndex(end), owner, &mut generations[(end - page.0) as usize]) {
+    if let Some(stream) = toucher.who.stream() {
+        let window = region.sequence.window(stream, page).min(region.pages - page.0);
+        while end < page.0 + window
+            && take_neighbour(region, PageIndex(end), owner, &mut generations[(end - page.0) as usize])
+        {
             end += 1;
         }
-        region.sequence.touched(toucher.tid, end);
+        region.sequence.touched(stream, end);
     }
     let pages = PageRange::new(page.0, end).expect("holds the page");
-    let tid = (toucher.tid != 0).then_some(toucher.tid);
     if mutant::active(Mutant::WakeBeforeMap) {
         commit_all(region, pages, &generations);
-        invalidate(region, owner, pages, Cause::Clear, Origin::default(), tid);
+        invalidate(region, owner, pages, Cause::Clear, Origin::default(), toucher.who);
         let _ = region.backend.map(pages, Mapped::Writable);
         return MapOutcome::Mapped;
     }
     if mutant::active(Mutant::RestoreBeforeInvalidate) {
         let _ = region.backend.map(pages, Mapped::Writable);
     }
-    invalidate(region, owner, pages, Cause::Clear, Origin::default(), tid);
+    invalidate(region, owner, pages, Cause::Clear, Origin::default(), toucher.who);
     let outcome = map_for_cpu(region, pages, Mapped::Writable);
     region.space.stats.restores.add(u64::from(pages.len()));
     region.residency.restored(page);
@@ -188,13 +224,13 @@ pub(crate) fn map_for_cpu(region: &RegionCore, pages: PageRange, how: Mapped) ->
 }
 
 /// Whether what the touch would wait for is the touching thread's own, which cannot go on before the touch does.
-fn is_own_obstacle(region: &RegionCore, page: PageIndex, word: PageWord, obstacle: Obstacle, tid: u32) -> bool {
-    tid != 0
-        && match obstacle {
-            Obstacle::Busy => claiming_record(region, word).is_some_and(|record| record.thread() == tid),
-            Obstacle::Held => region.space.records.holds(tid, region.id.0, page),
-            Obstacle::Waiter => false,
-        }
+fn is_own_obstacle(region: &RegionCore, page: PageIndex, word: PageWord, obstacle: Obstacle, who: Who) -> bool {
+    let Some(tid) = who.tid() else { return false };
+    match obstacle {
+        Obstacle::Busy => claiming_record(region, word).is_some_and(|record| record.thread() == tid),
+        Obstacle::Held => region.space.records.holds(tid, region.id.0, page),
+        Obstacle::Waiter => false,
+    }
 }
 
 fn claiming_record(region: &RegionCore, word: PageWord) -> Option<Record<'_>> {
@@ -219,7 +255,7 @@ fn serve_own_thread(region: &RegionCore, page: PageIndex, word: PageWord, touche
             region.space.deputy.serve(region, page, toucher);
             return true;
         }
-        invalidate(region, user, single(page), Cause::Clear, Origin::default(), Some(toucher.tid));
+        invalidate(region, user, single(page), Cause::Clear, Origin::default(), toucher.who);
     } else if let Some(begun) = region.space.records.begin(region.id.0, single(page), Cause::Clear, Origin::default()) {
         region.space.records.end(&begun);
     }
@@ -258,10 +294,7 @@ fn sleep(region: &RegionCore, page: PageIndex, word: PageWord, obstacle: Obstacl
         break_overdue(region, page);
         return;
     }
-    let next = touch::wait(word, true);
-    if (word == next || region.swap(page, word, next))
-        && region.words[page.as_usize()].wait(next.bits(), deadline) == Waited::TimedOut
-    {
+    if region.sleep(page, word, touch::wait(word, true), deadline) == Waited::TimedOut {
         break_overdue(region, page);
     }
 }
@@ -297,6 +330,15 @@ impl RegionCore {
         }
     }
 
+    /// Puts `next`, whose `sleepers` bit is set, and sleeps until the word changes or the region closes.
+    pub(crate) fn sleep(&self, page: PageIndex, word: PageWord, next: PageWord, deadline: Deadline) -> Waited {
+        // Put even an unchanged word: whoever closes the region sets `closing` first and looks for sleepers then.
+        if !self.swap(page, word, next) || self.is_closing() {
+            return Waited::LookAgain;
+        }
+        self.words[page.as_usize()].wait(next.bits(), deadline)
+    }
+
     /// The word has gone from `word` to `next`: wakes and serves those whose wait that ends.
     pub(crate) fn settle(&self, page: PageIndex, word: PageWord, next: PageWord) {
         if word.sleepers() && !next.sleepers() {
@@ -312,7 +354,7 @@ impl RegionCore {
         if next.owes_hand_back() {
             // What this thread has busy now nobody could find if a signal handler of it touched the page.
             let _blocked = block_signals();
-            serve(self, page, Toucher { tid: 0, write: Some(true) }, Server::Owed);
+            serve(self, page, Toucher { who: Who::Nobody, write: Some(true) }, Server::Owed);
         }
     }
 }

@@ -136,7 +136,6 @@ impl ViewCore {
             slot.high.fetch_max(pages.end(), Ordering::SeqCst);
         }
     }
-
 }
 
 impl Drop for ViewCore {

@@ -10,9 +10,6 @@ use rustix::process::Signal;
 use super::machine::{self, HugePages, Privilege};
 use super::{Attempt, Check, Mode, Report, Thread, Threads, Userfaultfd, trial};
 
-/// The features that every space asks for.
-const NEEDED: Features = Features::MINOR_SHMEM.union(Features::THREAD_ID).union(Features::EXACT_ADDRESS);
-
 /// The features worth a line, and what each gives.
 const FEATURES: [(Features, &str); 7] = [
     (Features::MINOR_SHMEM, "traps touches of memory files (5.14)"),
@@ -114,22 +111,31 @@ impl List {
         let full = matches!(in_force, Some((OpenPath::Device | OpenPath::Syscall, _)));
         for (path, answer) in attempts {
             let (name, state, remedy) = match path {
-                OpenPath::Device => (
-                    "/dev/userfaultfd",
-                    privilege.device.as_ref().map_or_else(|| "no such file".to_owned(), |mode| format!("mode {mode}")),
-                    privilege.device.as_ref().map(|_| "sudo setfacl -m u:$USER:rw /dev/userfaultfd"),
-                ),
-                OpenPath::Syscall => (
-                    "system call",
-                    match privilege.unprivileged_userfaultfd {
-                        None => "no setting vm.unprivileged_userfaultfd".to_owned(),
-                        Some(on) => {
-                            format!("vm.unprivileged_userfaultfd={}", u8::from(on))
+                OpenPath::Device => match &privilege.device {
+                    Some(mode) => {
+                        let remedy = "sudo setfacl -m u:$USER:rw /dev/userfaultfd";
+                        ("/dev/userfaultfd", format!("mode {mode}"), Some(remedy))
+                    }
+                    None => ("/dev/userfaultfd", "not there: before 6.1, or a container's /dev".to_owned(), None),
+                },
+                OpenPath::Syscall => match privilege.unprivileged_userfaultfd {
+                    Some(on) => {
+                        let state = format!("vm.unprivileged_userfaultfd={}", u8::from(on));
+                        ("system call", state, Some("sudo sysctl vm.unprivileged_userfaultfd=1").filter(|_| !on))
+                    }
+                    None => ("system call", "no setting vm.unprivileged_userfaultfd".to_owned(), None),
+                },
+                OpenPath::UserModeOnly => {
+                    let state = match answer {
+                        Ok(_) => "for anybody, but serves no touch by a system call",
+                        Err(Errno::NOSYS) => {
+                            "the kernel is built without it (CONFIG_USERFAULTFD), or a seccomp filter forbids it"
                         }
-                    },
-                    privilege.unprivileged_userfaultfd.map(|_| "sudo sysctl vm.unprivileged_userfaultfd=1"),
-                ),
-                OpenPath::UserModeOnly => ("UFFD_USER_MODE_ONLY", "serves no touch by a system call".to_owned(), None),
+                        Err(Errno::INVAL) => "before 5.11",
+                        Err(_) => "the kernel lets anybody; a seccomp filter (a container's?) forbids it",
+                    };
+                    ("UFFD_USER_MODE_ONLY", state.to_owned(), None)
+                }
             };
             let found = match answer {
                 Ok(_) => state,
@@ -140,11 +146,10 @@ impl List {
             check.remedy = remedy.filter(|_| !full && answer.is_err()).map(str::to_owned);
         }
 
-        let offered = in_force.map_or(Features::empty(), |(_, features)| features);
+        let Some((_, offered)) = in_force else { return };
         for (feature, gives) in FEATURES {
-            let name = feature.iter_names().map(|(name, _)| name).collect::<String>();
-            let check = self.add(SECTION, name, offered.contains(feature), gives);
-            check.needed = NEEDED.contains(feature);
+            let name: String = feature.iter_names().map(|(name, _)| name).collect();
+            self.add(SECTION, name, offered.contains(feature), gives).needed = trial::NEEDED.contains(feature);
         }
     }
 
@@ -155,22 +160,21 @@ impl List {
             return Tried { monitor: false, system_calls: false, in_thread: false, write_protection: false };
         }
         let served = |what| move |ns| format!("{what} in {}", microseconds(ns));
-        let check = self.trial(SECTION, "monitor", trial::monitor(), served("a touch is served by another thread"));
-        check.needed = true;
-        let monitor = check.ok;
+        let first = self.0.len();
+        let say = served("a touch is served by another thread");
+        let monitor = self.trial(SECTION, "monitor", trial::monitor(), say).ok;
 
         let system_calls = match trial::system_call() {
             Ok(Ok(())) => self.add(SECTION, "system call on a page", true, "waits, like any touch").ok,
             Ok(Err(errno)) => {
-                let found = format!("{errno}; in every mode, here");
+                let found = format!("{errno}: fails in every mode; see userfaultfd above");
                 self.add(SECTION, "system call on a page", false, found).ok
             }
             Err(error) => self.add(SECTION, "system call on a page", false, format!("{error:#}")).ok,
         };
 
-        let own = std::process::id();
         let blocked = thread::threads_blocking(Signal::BUS.as_raw())
-            .is_ok_and(|threads| threads.iter().any(|(tid, _)| *tid == own));
+            .is_ok_and(|threads| threads.iter().any(|(tid, _)| *tid == thread::tid()));
         let in_thread = if blocked {
             let found = "not tried: whoever started the doctor blocks SIGBUS";
             self.add(SECTION, "in-thread", false, found)
@@ -179,6 +183,10 @@ impl List {
             self.trial(SECTION, "in-thread", trial::in_thread(), say)
         }
         .ok;
+        if !monitor && !in_thread {
+            // One of the two is enough.
+            self.0[first..].iter_mut().for_each(|check| check.needed = true);
+        }
 
         let say = |()| "a read passes, a write is trapped".to_owned();
         let answer = trial::write_protection();
@@ -213,11 +221,10 @@ impl List {
     fn huge_pages(&mut self, huge: &HugePages) {
         const SECTION: &str = "huge pages";
         let unsupported = || "not in this kernel".to_owned();
-        let on = |setting: &Option<String>, off: [&str; 2]| {
-            setting.as_ref().is_some_and(|chosen| !off.contains(&chosen.as_str()))
-        };
+        let on =
+            |setting: &Option<String>| setting.as_deref().is_some_and(|chosen| !["never", "deny"].contains(&chosen));
 
-        let ok = on(&huge.transparent, ["never", ""]);
+        let ok = on(&huge.transparent);
         let found = huge.transparent.clone().unwrap_or_else(unsupported);
         let check = self.add(SECTION, "of private memory", ok, found);
         let enable = |what: &str| format!("echo {what} | sudo tee /sys/kernel/mm/transparent_hugepage/");
@@ -225,14 +232,14 @@ impl List {
             check.remedy = Some(enable("madvise") + "enabled");
         }
 
-        let ok = on(&huge.shmem, ["never", "deny"]);
+        let ok = on(&huge.shmem);
         let found = huge.shmem.clone().unwrap_or_else(unsupported);
         let check = self.add(SECTION, "of memory files", ok, found);
         if !ok && huge.shmem.is_some() {
             check.remedy = Some(enable("advise") + "shmem_enabled");
         }
 
-        for pool in &huge.pools {
+        for pool in huge.pools.iter().filter(|pool| pool.page_kib == 2048 || pool.pages > 0) {
             let found = format!("{} pages, {} free", pool.pages, pool.free);
             let name = format!("pool of {} KiB", pool.page_kib);
             let check = self.add(SECTION, name, pool.free > 0, found);

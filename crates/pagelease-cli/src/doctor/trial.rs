@@ -16,6 +16,9 @@ use pagelease_sys::signal::{self, BusFault};
 use pagelease_sys::uffd::{ContinueMode, FaultFlags, Features, RegisterMode, Uffd};
 use pagelease_sys::{Errno, Span, barrier, page_size, thread};
 
+/// The features that every space asks for.
+pub(super) const NEEDED: Features = Features::MINOR_SHMEM.union(Features::THREAD_ID).union(Features::EXACT_ADDRESS);
+
 const ROUNDS: usize = 200;
 const DEADLINE: Duration = Duration::from_secs(5);
 
@@ -63,7 +66,7 @@ fn word(mapping: &Mapping) -> &AtomicU64 {
 
 /// A touch served by a monitor thread: the median time in nanoseconds.
 pub(super) fn monitor() -> Result<u64> {
-    let uffd = Uffd::open(Features::MINOR_SHMEM)?.uffd;
+    let uffd = Uffd::open(NEEDED)?.uffd;
     let scratch = Scratch::new(&uffd, RegisterMode::MINOR)?;
     let (touch_ns, served) = monitored(&uffd, &scratch, Scratch::revoke_and_touch)?;
     ensure!(served.len() == ROUNDS, "{} of {ROUNDS} touches were trapped", served.len());
@@ -72,7 +75,7 @@ pub(super) fn monitor() -> Result<u64> {
 
 /// What a system call gets that touches a revoked page while a monitor serves.
 pub(super) fn system_call() -> Result<Result<(), Errno>> {
-    let uffd = Uffd::open(Features::MINOR_SHMEM)?.uffd;
+    let uffd = Uffd::open(NEEDED)?.uffd;
     let scratch = Scratch::new(&uffd, RegisterMode::MINOR)?;
     let zeroes = std::fs::File::open("/dev/zero")?;
     let (answer, _) = monitored(&uffd, &scratch, |scratch| {
@@ -87,7 +90,7 @@ pub(super) fn system_call() -> Result<Result<(), Errno>> {
 
 /// Write protection of a page that stays mapped: a read passes, a write is trapped.
 pub(super) fn write_protection() -> Result<()> {
-    let uffd = Uffd::open(Features::MINOR_SHMEM | Features::WP_HUGETLBFS_SHMEM)?.uffd;
+    let uffd = Uffd::open(NEEDED | Features::WP_HUGETLBFS_SHMEM)?.uffd;
     let scratch = Scratch::new(&uffd, RegisterMode::MINOR | RegisterMode::WP)?;
     let ((), served) = monitored(&uffd, &scratch, |scratch| {
         word(&scratch.view).load(SeqCst);
@@ -151,10 +154,10 @@ fn serve<T>(uffd: &Uffd, page: Span, toucher: &ScopedJoinHandle<'_, T>) -> Resul
 /// The page of the in-thread trial, for its handler. Stays for the life of the process.
 static IN_THREAD: OnceLock<(Uffd, Span)> = OnceLock::new();
 
-/// A touch served by the thread that made it: the median time in nanoseconds. Installs the process's SIGBUS handler. The
-/// calling thread must not block SIGBUS.
+/// A touch served by the thread that made it: the median time in nanoseconds. Installs the process's SIGBUS handler.
+/// The calling thread must not block SIGBUS.
 pub(super) fn in_thread() -> Result<u64> {
-    let uffd = Uffd::open(Features::MINOR_SHMEM | Features::SIGBUS)?.uffd;
+    let uffd = Uffd::open(NEEDED | Features::SIGBUS)?.uffd;
     let scratch = Scratch::new(&uffd, RegisterMode::MINOR)?;
     let page = scratch.view.span();
     ensure!(IN_THREAD.set((uffd, page)).is_ok(), "was tried already, and is tried once a process");

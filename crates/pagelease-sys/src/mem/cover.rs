@@ -24,8 +24,8 @@ use crate::Span;
 ///
 /// # Errors
 ///
-/// `INVAL`: the lengths differ. `NOMEM`: no memory, or too many mappings; `span` then shows what it did before. (Only when the
-/// kernel has no memory left for the record of a mapping may it end up with nothing mapped.)
+/// `INVAL`: the lengths differ. `NOMEM`: no memory, or too many mappings; `span` then shows what it did before. (Only
+/// when the kernel has no memory left for the record of a mapping may it end up with nothing mapped.)
 pub unsafe fn cover(span: Span, source: Span) -> Result<(), Errno> {
     if span.len() != source.len() {
         return Err(Errno::INVAL);

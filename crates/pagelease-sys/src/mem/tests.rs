@@ -39,8 +39,7 @@ fn two_views_show_the_same_pages_and_a_dropped_one_is_unmapped() {
     let span = view.span();
     assert!(vm_flags(span).is_some());
     drop(view);
-    // SAFETY: refused, since nothing is mapped there. (Another test may map there at once: then it is harmless to
-    // populate.)
+    // Refused, unless another test has mapped something there meanwhile.
     assert!(populate_write(span).is_err() || vm_flags(span).is_some());
 }
 

@@ -83,8 +83,8 @@ impl Uffd {
     }
 
     /// Traps no more touches of `span`, and lifts its write protection. **Wakes only those who wait for a MISSING
-    /// page** (up to 6.18 at least): whoever waits for a MINOR page or to write sleeps on until [`Uffd::wake`], which is
-    /// to follow.
+    /// page** (up to 6.18 at least): whoever waits for a MINOR page or to write sleeps on until [`Uffd::wake`], which
+    /// is to follow.
     ///
     /// # Errors
     ///

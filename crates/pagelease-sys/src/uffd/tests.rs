@@ -51,7 +51,7 @@ impl Scratch {
         let patience = Timespec { tv_sec: 10, tv_nsec: 0 };
         let ready = poll(&mut [PollFd::new(&self.uffd, PollFlags::IN)], Some(&patience)).unwrap();
         assert_eq!(ready, 1, "no fault came");
-        let mut buf = [MaybeUninit::uninit(); 4];
+        let mut buf = [MaybeUninit::uninit(); 1];
         let messages = self.uffd.read_faults(&mut buf).unwrap();
         assert_eq!(messages.len(), 1);
         messages[0]
@@ -193,6 +193,16 @@ fn unregistering_wakes_no_minor_fault() {
     scratch.uffd.wake(scratch.view.span()).unwrap();
     assert_eq!(reader.join().unwrap().1, 1);
     assert_eq!(scratch.uffd.continue_pages(scratch.pages(0, 1), ContinueMode::empty()).error, Some(Errno::NOENT));
+}
+
+#[test]
+fn closing_lets_everybody_go_on() {
+    let Some(scratch) = Scratch::new(Features::empty(), RegisterMode::MINOR, 2) else { return };
+    let readers = [0, 1].map(|page| scratch.touch(page, |word| word.load(SeqCst)));
+    scratch.next_fault();
+    let Scratch { uffd, view: _view, .. } = scratch;
+    drop(uffd);
+    assert_eq!(readers.map(|reader| reader.join().unwrap().1), [1, 2]);
 }
 
 #[test]

@@ -112,7 +112,8 @@ impl Backend for Minor {
 
     fn populate(&self, pages: PageRange) -> Result<(), Errno> {
         let start = self.alias.span().start() + pages.start() as usize * self.granule;
-        let span = Span::new(start, pages.len() as usize * self.granule).expect("whole granules of a mapping are a span");
+        let span =
+            Span::new(start, pages.len() as usize * self.granule).expect("whole granules of a mapping are a span");
         mem::populate_write(span)
     }
 
@@ -164,6 +165,13 @@ impl Backend for Minor {
     fn wake(&self, pages: PageRange) {
         // It fails only outside the address space.
         let _ = self.uffd.wake(self.span_of(pages));
+    }
+
+    fn close(&self) {
+        // Both fail only for a range that is not mapped. Unregistering does not wake who waits for a MINOR fault. Whoever
+        // still touches the region of a dropped `Region` finds its memory there, until the last view of it has gone.
+        let _ = self.uffd.unregister(self.cpu.span());
+        let _ = self.uffd.wake(self.cpu.span());
     }
 
     fn open_view(&self) -> Result<ViewMemory, Errno> {

@@ -19,7 +19,7 @@ use crate::region::RegionCore;
 use crate::shared::Shared;
 use crate::space::Faults;
 use crate::sync::{AtomicU64, Condvar, Deadline, Mutex, Ordering, Waited, wait_until};
-use crate::touch::{self, Server, Toucher};
+use crate::touch::{self, Server, Toucher, Who};
 
 /// Words a simulated page has.
 pub const WORDS: usize = 2;
@@ -117,11 +117,6 @@ impl Sim {
         }
     }
 
-    pub(crate) fn close(&self) {
-        self.faulted.lock().expect("not poisoned").closed = true;
-        self.changed.notify_all();
-    }
-
     fn set(&self, pages: PageRange, change: impl Fn(&mut Page)) {
         let mut table = self.pages.lock().expect("not poisoned");
         for page in pages.iter() {
@@ -192,6 +187,14 @@ impl Backend for Sim {
 
     fn wake(&self, pages: PageRange) {
         self.faulted.lock().expect("not poisoned").asleep.retain(|&page| !pages.contains(page));
+        self.changed.notify_all();
+    }
+
+    fn close(&self) {
+        let mut faulted = self.faulted.lock().expect("not poisoned");
+        faulted.closed = true;
+        faulted.asleep.clear();
+        drop(faulted);
         self.changed.notify_all();
     }
 
@@ -267,7 +270,7 @@ impl SimCpu {
         let tid = crate::sync::tid();
         if self.region.space.config.faults == Faults::InThread {
             self.region.space.stats.touches.one();
-            touch::serve(&self.region, page, Toucher { tid, write: Some(write) }, Server::InThread);
+            touch::serve(&self.region, page, Toucher { who: Who::Thread(tid), write: Some(write) }, Server::InThread);
             return;
         }
         let sim = self.sim();

@@ -12,7 +12,7 @@ use pagelease_sys::Errno;
 
 use crate::region::RegionCore;
 use crate::sync::{Deadline, Table, Word, relax};
-use crate::touch::{self, Server, Toucher};
+use crate::touch::{self, Server, Toucher, Who};
 
 const PLACES: usize = if cfg!(pagelease_shuttle) { 2 } else { 64 };
 
@@ -25,6 +25,7 @@ const DONE: u32 = 3;
 struct Request {
     region: AtomicPtr<RegionCore>,
     page: AtomicU32,
+    /// 0 for nobody.
     tid: AtomicU32,
     /// 0: reads, 1: writes, 2: not known.
     write: AtomicU32,
@@ -60,7 +61,7 @@ impl Deputy {
         };
         request.region.store(core::ptr::from_ref(region).cast_mut(), Ordering::SeqCst);
         request.page.store(page.0, Ordering::SeqCst);
-        request.tid.store(toucher.tid, Ordering::SeqCst);
+        request.tid.store(toucher.who.tid().unwrap_or(0), Ordering::SeqCst);
         request.write.store(toucher.write.map_or(2, u32::from), Ordering::SeqCst);
         let posted = state.swap_if(FILLING, POSTED);
         assert!(posted.is_ok(), "a place that is being filled is its filler's");
@@ -88,8 +89,12 @@ impl Deputy {
                     1 => Some(true),
                     _ => None,
                 };
-                let toucher = Toucher { tid: request.tid.load(Ordering::SeqCst), write };
-                touch::serve(region, PageIndex(request.page.load(Ordering::SeqCst)), toucher, Server::Deputy);
+                let who = match request.tid.load(Ordering::SeqCst) {
+                    0 => Who::Nobody,
+                    tid => Who::Thread(tid),
+                };
+                let page = PageIndex(request.page.load(Ordering::SeqCst));
+                touch::serve(region, page, Toucher { who, write }, Server::Deputy);
                 let done = state.swap_if(POSTED, DONE);
                 assert!(done.is_ok(), "a posted place is the deputy's");
                 state.wake_all();

@@ -5,13 +5,13 @@
 //! it on this thread. A thread that blocks SIGBUS never gets here: the kernel kills the process at its first touch.
 
 use pagelease_sys::signal::{self, BusFault};
-use pagelease_sys::{Errno, fork, thread};
+use pagelease_sys::{Errno, fork};
 
 use pagelease_protocol::PageIndex;
 
 use crate::registry;
 use crate::space::Faults;
-use crate::touch::{self, Server, Toucher};
+use crate::touch::{self, Server, Toucher, Who};
 
 /// Installs the handler, once a process; it passes on what is not a touch of a managed page.
 pub(crate) fn install() -> Result<(), Errno> {
@@ -28,7 +28,7 @@ fn on_bus_error(fault: &BusFault) -> bool {
     }
     let offset = fault.address - region.backend.span().start();
     let Ok(page) = u32::try_from(offset / region.granule.0) else { return false };
-    let toucher = Toucher { tid: thread::tid_uncached(), write: fault.write };
+    let toucher = Toucher { who: Who::Caller, write: fault.write };
     region.space.stats.touches.one();
     touch::serve(&region, PageIndex(page), toucher, Server::InThread);
     true

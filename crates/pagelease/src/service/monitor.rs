@@ -20,7 +20,7 @@ use crate::registry;
 use crate::shared::Shared;
 use crate::space::SpaceCore;
 use crate::sync::now_ns;
-use crate::touch::{self, Server, Toucher};
+use crate::touch::{self, Server, Toucher, Who};
 
 /// How long the watch spins after a touch: longer than it takes to wake an idle CPU, so that touches that follow each other
 /// as closely as they could be served anyway never pay for it.
@@ -131,7 +131,12 @@ impl Monitor {
         let Ok(page) = u32::try_from(offset / region.granule.0) else { return };
         let write = fault.flags.intersects(FaultFlags::WRITE | FaultFlags::WP);
         region.space.stats.touches.one();
-        touch::serve(&region, PageIndex(page), Toucher { tid: fault.thread, write: Some(write) }, Server::Monitor);
+        touch::serve(
+            &region,
+            PageIndex(page),
+            Toucher { who: Who::Thread(fault.thread), write: Some(write) },
+            Server::Monitor,
+        );
     }
 
     /// Takes the pages of the parked touches whose hold limit has passed.
@@ -153,5 +158,5 @@ pub(crate) fn serve_overdue(region: &crate::region::RegionCore, page: PageIndex)
         return;
     }
     touch::break_overdue(region, page);
-    touch::serve(region, page, Toucher { tid: 0, write: Some(true) }, Server::Monitor);
+    touch::serve(region, page, Toucher { who: Who::Nobody, write: Some(true) }, Server::Monitor);
 }

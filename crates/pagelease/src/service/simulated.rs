@@ -3,7 +3,7 @@
 use crate::region::Region;
 use crate::sim::NextFault;
 use crate::sync::{Deadline, thread};
-use crate::touch::{self, Server, Toucher};
+use crate::touch::{self, Server, Toucher, Who};
 
 use super::monitor::serve_overdue;
 
@@ -19,7 +19,7 @@ pub(crate) fn watch(region: &Region, monitors: usize) {
                 match sim.next_fault(deadline) {
                     NextFault::Fault(message) => {
                         region.space.stats.touches.one();
-                        let toucher = Toucher { tid: message.tid, write: Some(message.write) };
+                        let toucher = Toucher { who: Who::Thread(message.tid), write: Some(message.write) };
                         touch::serve(&region, message.page, toucher, Server::Monitor);
                     }
                     NextFault::TimedOut => {

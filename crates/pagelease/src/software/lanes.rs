@@ -135,8 +135,9 @@ impl Device for Lanes {
         for lane in self.lanes() {
             let mut turn = 0;
             while let Some(page) = lane.works_on(invalidation) {
-                // An operation of the touching thread itself ends only after its touch.
-                if lane.is_abandoned() || invalidation.toucher() == Some(lane.tid.load(Ordering::SeqCst)) {
+                // An operation of the touching thread itself ends only after its touch. Asked once: it is a system call.
+                let own = turn == 50 && invalidation.toucher() == Some(lane.tid.load(Ordering::SeqCst));
+                if own || lane.is_abandoned() {
                     break;
                 }
                 if turn > PATIENCE && invalidation.overdue() {

@@ -99,7 +99,7 @@ impl Drop for Crew {
             // for ever. It keeps what it uses alive, and its late stores land in a private copy.
             let lane = self.handle.lane(lane);
             let mut turn = 0;
-            while !lane.has_ended() && !(self.handle.lost().is_some() && lane.is_abandoned()) {
+            while !(lane.has_ended() || self.handle.lost().is_some() && lane.is_abandoned()) {
                 turn += 1;
                 relax(turn);
             }

@@ -10,8 +10,8 @@ use core::time::Duration;
 pub(crate) use std::sync::{Condvar, Mutex, MutexGuard};
 pub(crate) use std::thread;
 
-pub(crate) use core::sync::atomic::{AtomicU32, Ordering, compiler_fence, fence};
 pub(crate) use core::sync::atomic::AtomicU64;
+pub(crate) use core::sync::atomic::{AtomicU32, Ordering, compiler_fence, fence};
 
 use pagelease_sys::mem::Mapping;
 use pagelease_sys::{Errno, futex};
