@@ -1,6 +1,6 @@
 //! Threads: who am I, what time is it, which signals does a thread block.
 //!
-//! Signal-safe: [`tid_uncached`], [`pointer`], [`monotonic_ns`], [`yield_now`] and [`sleep`]. The others are not.
+//! Signal-safe: [`tid_uncached`], [`pointer()`], [`monotonic_ns`], [`yield_now`] and [`sleep`]. The others are not.
 
 use core::cell::Cell;
 use core::marker::PhantomData;

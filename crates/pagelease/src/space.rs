@@ -116,7 +116,7 @@ impl SpaceBuilder {
     /// # Errors
     /// [`SpaceError`]: most often, userfaultfd is refused.
     pub fn build(self) -> Result<Space, SpaceError> {
-        Space::new(self.config)
+        Space::with(self.config)
     }
 }
 
@@ -163,7 +163,7 @@ impl Space {
     ///
     /// # Errors
     /// [`SpaceError`]: most often, userfaultfd is refused.
-    pub fn new_default() -> Result<Self, SpaceError> {
+    pub fn new() -> Result<Self, SpaceError> {
         Self::builder().build()
     }
 
@@ -181,7 +181,7 @@ impl Space {
         }
     }
 
-    fn new(config: Config) -> Result<Self, SpaceError> {
+    fn with(config: Config) -> Result<Self, SpaceError> {
         if config.monitors == 0 {
             return Err(SpaceError::Zero("the number of monitors"));
         }
@@ -189,7 +189,7 @@ impl Space {
             return Err(SpaceError::Zero("a limit"));
         }
         fork::arm().map_err(SpaceError::Memory)?;
-        let mut core = SpaceCore::new(config)?;
+        let mut core = SpaceCore::with(config)?;
         if !config.simulated {
             barrier::register().map_err(SpaceError::Membarrier)?;
             let mut wanted = Features::MINOR_SHMEM | Features::THREAD_ID | Features::EXACT_ADDRESS;
@@ -282,7 +282,7 @@ impl Space {
 }
 
 impl SpaceCore {
-    fn new(config: Config) -> Result<Self, SpaceError> {
+    fn with(config: Config) -> Result<Self, SpaceError> {
         Ok(Self {
             config,
             stats: Counters::default(),

@@ -22,6 +22,14 @@ pub struct Item {
     pub argument: u64,
 }
 
+impl Item {
+    /// An operation on the region's page number `page`.
+    #[must_use]
+    pub const fn new(page: u32, argument: u64) -> Self {
+        Self { page: PageIndex(page), argument }
+    }
+}
+
 /// Why a job did not finish. What it has done so far is done.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
