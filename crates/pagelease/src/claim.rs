@@ -3,8 +3,8 @@
 //! ```text
 //!   claim     chunks of at most CHUNK pages; between two, wait for what is in the way, with nothing busy
 //!     chunk     open a record: its interval notifier is registered before anything is looked at
-//!       read_begin
 //!       take      busy, page by page, ascending; a page that the device has already is merely held once more
+//!       read_begin
 //!       prepare   invalidate previous owners; populate; revoke the CPU view: a system call a run of pages
 //!       map       Device::map, under the device's lock: does the grant still stand?   no: undo, start again
 //!       commit    the words say whose the pages are, busy goes, sleepers wake
@@ -14,6 +14,10 @@
 //! claims that overlap cannot deadlock. From the moment a page is taken to its commit, a touch of it by the claiming
 //! thread itself (a signal handler) is served by the fault path under the claim's `busy`, see `touch::serve_own_thread`:
 //! up to the commit point that makes the claim start again; behind it, the lease has lost that page.
+//!
+//! The sequence number is read when the pages are busy and before anything is done about them, not at the very beginning:
+//! what others did to them until then is undone by what follows (they are revoked, populated, invalidated now), and a
+//! touch of a page that the claim has not come to yet is no reason to start again.
 
 use core::time::Duration;
 
@@ -183,9 +187,9 @@ impl<'a> Claim<'a> {
         // Each turn but the last is an invalidation that concerns the chunk and came from outside: the claiming thread
         // touched it in a signal handler, or the device was lost (which `check_alive` ends).
         loop {
-            let seq = record.read_begin();
             let mut end = *cursor;
             let (taken, blocked) = self.take(record, &mut end);
+            let seq = record.read_begin();
             if let (0, Some(blocked)) = (record.len(), blocked) {
                 record.close();
                 return Ok(Err(blocked));

@@ -204,7 +204,7 @@ impl Records {
         self.live().any(|record| {
             record.thread() == thread
                 && matches!(record.phase(), Phase::Held | Phase::Claiming | Phase::Committing)
-                && record.covers(region, page)
+                && PageRange::single(page).is_some_and(|page| record.has_any(region, page))
         })
     }
 
@@ -347,17 +347,30 @@ impl<'a> Record<'a> {
         self.header().next.store(u32::from(next), Ordering::Relaxed);
     }
 
-    fn covers(&self, region: u32, page: PageIndex) -> bool {
-        PageRange::single(page).is_some_and(|range| self.hears_range(region, range))
-            && self.entries().any(|entry| entry.page == page)
-    }
-
+    /// Whether an invalidation of `range` is news to it: to a user's notifier, any within its range; to a claim, one of a
+    /// page that it has. Pages of its range that it has not come to yet it will look at when it does.
     fn hears(&self, region: u32, range: PageRange) -> bool {
-        matches!(self.phase(), Phase::Claiming | Phase::Committing | Phase::Subscribed)
-            && self.hears_range(region, range)
+        match self.phase() {
+            Phase::Subscribed => self.overlaps(region, range),
+            Phase::Claiming | Phase::Committing => self.has_any(region, range),
+            Phase::Held | Phase::Free => false,
+        }
     }
 
-    fn hears_range(&self, region: u32, range: PageRange) -> bool {
+    /// Whether one of its entries lies in `range`. They ascend.
+    pub(crate) fn has_any(&self, region: u32, range: PageRange) -> bool {
+        if !self.overlaps(region, range) {
+            return false;
+        }
+        let (mut from, mut to) = (0, self.header().len.load(Ordering::Acquire) as usize);
+        while from < to {
+            let middle = from.midpoint(to);
+            if self.entry(middle).page.0 < range.start() { from = middle + 1 } else { to = middle }
+        }
+        from < self.len() && range.contains(self.entry(from).page)
+    }
+
+    fn overlaps(&self, region: u32, range: PageRange) -> bool {
         let header = self.header();
         header.region.load(Ordering::Relaxed) == region
             && PageRange::new(header.start.load(Ordering::Relaxed), header.end.load(Ordering::Relaxed))
