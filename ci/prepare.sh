@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Sees to what the other scripts need beyond a Rust toolchain: a C linker, and setpriv (to run the main job as an ordinary
+# user). Installs Debian packages, by name, only where one is missing.
+set -euo pipefail
+
+missing=()
+command -v cc >/dev/null || missing+=(gcc libc6-dev)
+command -v setpriv >/dev/null || missing+=(util-linux)
+if [ ${#missing[@]} -gt 0 ]; then
+    apt-get update
+    apt-get install --yes --no-install-recommends "${missing[@]}"
+fi
+command -v cargo >/dev/null || { echo "ci: no Rust toolchain; install one that has cargo, rustfmt and clippy" >&2; exit 1; }
+for component in fmt clippy; do
+    cargo "$component" --version >/dev/null 2>&1 || rustup component add "${component/fmt/rustfmt}"
+done
+cargo --version
+uname -sr
