@@ -31,6 +31,7 @@ pub enum ClaimStep {
 
 /// What `device`, claiming with `access`, does with a page whose word is `word`.
 #[must_use]
+#[inline]
 pub fn step(word: PageWord, device: OwnerId, access: Access) -> ClaimStep {
     word.assert_valid();
     if word.busy() {
@@ -56,12 +57,14 @@ pub fn step(word: PageWord, device: OwnerId, access: Access) -> ClaimStep {
 
 /// Whether a page taken at `word` must be revoked from the CPU view before the claim commits.
 #[must_use]
+#[inline]
 pub fn needs_revoke(word: PageWord) -> bool {
     word.state() != PageState::Exclusive
 }
 
 /// The device that must be invalidated before `device` commits a page taken at `word`.
 #[must_use]
+#[inline]
 pub fn previous_owner(word: PageWord, device: OwnerId) -> Option<OwnerId> {
     word.owner().filter(|&owner| owner != device)
 }
@@ -70,6 +73,7 @@ pub fn previous_owner(word: PageWord, device: OwnerId) -> Option<OwnerId> {
 ///
 /// The word may have gained `waiters` and `sleepers` since it was taken; waiters stay, and are served when the hold ends.
 #[must_use]
+#[inline]
 pub fn commit(word: PageWord, device: OwnerId, access: Access) -> PageWord {
     assert!(word.busy(), "commit without busy: {word:?}");
     assert!(!word.held(), "commit over a hold: {word:?}");
@@ -81,6 +85,7 @@ pub fn commit(word: PageWord, device: OwnerId, access: Access) -> PageWord {
 /// The claim gives a taken page up, to the CPU. Whoever owned it, the claiming device included, has been invalidated.
 /// `populated`: whether the claim has made sure by now that the page exists.
 #[must_use]
+#[inline]
 pub fn undo(word: PageWord, populated: bool) -> PageWord {
     assert!(word.busy(), "undo without busy: {word:?}");
     assert!(!word.held(), "undo of a held page: {word:?}");

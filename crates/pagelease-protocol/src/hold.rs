@@ -21,6 +21,7 @@ pub enum Release {
 
 /// A lease of `device`, taken at `generation`, lets the page go.
 #[must_use]
+#[inline]
 pub fn release(word: PageWord, device: OwnerId, generation: u16) -> Release {
     word.assert_valid();
     if !is_live(word, device, generation) {
@@ -37,6 +38,7 @@ pub fn release(word: PageWord, device: OwnerId, generation: u16) -> Release {
 /// Whether a hold that `device` took at `generation` still lives. (A held page always carries its generation, never a
 /// ticket.)
 #[must_use]
+#[inline]
 pub fn is_live(word: PageWord, device: OwnerId, generation: u16) -> bool {
     word.generation() == generation && word.owner() == Some(device) && word.held()
 }
@@ -45,6 +47,7 @@ pub fn is_live(word: PageWord, device: OwnerId, generation: u16) -> bool {
 ///
 /// `None` when there is nothing to break, or the page is `busy` (then a transition is about to look at the holds).
 #[must_use]
+#[inline]
 pub fn break_hold(word: PageWord) -> Option<PageWord> {
     if word.busy() || !word.held() {
         return None;
@@ -56,6 +59,7 @@ pub fn break_hold(word: PageWord) -> Option<PageWord> {
 
 /// A claim will sleep on this word until what it waits for is gone. It sets no `waiters`: a claim never goes first.
 #[must_use]
+#[inline]
 pub fn sleep(word: PageWord) -> PageWord {
     word.with_sleepers()
 }

@@ -53,6 +53,7 @@ pub struct Origin {
 /// `token` is the claim the subscription belongs to, if it belongs to one. Two things do not concern it: what that very
 /// claim raised, and pages that become exclusive to the subscribing device itself.
 #[must_use]
+#[inline]
 pub fn concerns(cause: Cause, origin: Origin, device: OwnerId, token: Option<Token>) -> bool {
     let own_claim = token.is_some() && origin.token == token;
     let becomes_ours = cause == Cause::Exclusive && origin.owner == Some(device);
@@ -78,18 +79,21 @@ impl NotifierWord {
 
     /// The word that was stored as `bits`.
     #[must_use]
+    #[inline]
     pub const fn from_bits(bits: u32) -> Self {
         Self(bits)
     }
 
     /// The word as it is stored.
     #[must_use]
+    #[inline]
     pub const fn bits(self) -> u32 {
         self.0
     }
 
     /// An invalidation begins; `None` if as many run as can be counted (the caller waits for one to end).
     #[must_use]
+    #[inline]
     pub fn begin(self) -> Option<Self> {
         if self.0 & RUNNING == RUNNING {
             return None;
@@ -99,6 +103,7 @@ impl NotifierWord {
 
     /// An invalidation ends.
     #[must_use]
+    #[inline]
     pub fn end(self) -> Self {
         assert!(self.0 & RUNNING != 0, "an invalidation ends that never began");
         Self(self.0 - 1)
@@ -106,12 +111,14 @@ impl NotifierWord {
 
     /// What to compare with later; `None` while an invalidation runs (wait for its end).
     #[must_use]
+    #[inline]
     pub fn read_begin(self) -> Option<Seq> {
         if self.0 & RUNNING == 0 { Some(Seq(self.0)) } else { None }
     }
 
     /// Whether an invalidation has begun since `read_begin` returned `seq`: what was read may be stale, start again.
     #[must_use]
+    #[inline]
     pub fn read_retry(self, seq: Seq) -> bool {
         self.0 & !RUNNING != seq.0
     }

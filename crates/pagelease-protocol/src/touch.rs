@@ -36,6 +36,7 @@ pub enum Service {
 
 /// What a CPU access (`write`: or it may be one) does with a page whose word is `word`.
 #[must_use]
+#[inline]
 pub fn step(word: PageWord, write: bool) -> TouchStep {
     word.assert_valid();
     if word.busy() {
@@ -59,6 +60,7 @@ pub fn step(word: PageWord, write: bool) -> TouchStep {
 /// From now on the touch goes before any claim, and whoever ends what it waits for owes it the page
 /// ([`PageWord::owes_hand_back`]).
 #[must_use]
+#[inline]
 pub fn wait(word: PageWord, sleeps: bool) -> PageWord {
     assert!(word.busy() || word.held(), "nothing to wait for: {word:?}");
     let next = word.with_waiters();
@@ -68,6 +70,7 @@ pub fn wait(word: PageWord, sleeps: bool) -> PageWord {
 /// The page is mapped in the CPU view and nobody else has it. Ends every wait: wake sleepers and parked touches if `word`
 /// had any.
 #[must_use]
+#[inline]
 pub fn commit(word: PageWord) -> PageWord {
     assert!(word.busy(), "commit without busy: {word:?}");
     assert!(!word.held(), "commit over a hold: {word:?}");
@@ -79,6 +82,7 @@ pub fn commit(word: PageWord) -> PageWord {
 /// The page is mapped read-only in the CPU view and stays the device's. Ends every wait, as [`commit`] does: a touch that
 /// waited in order to write will trap again, and wait again.
 #[must_use]
+#[inline]
 pub fn commit_read_only(word: PageWord) -> PageWord {
     assert!(word.busy(), "commit without busy: {word:?}");
     assert!(word.state() == PageState::ExclusiveWrite, "read-only beside {word:?}");
@@ -91,6 +95,7 @@ pub fn commit_read_only(word: PageWord) -> PageWord {
 ///
 /// For a page taken with [`Service::MapReadOnly`] the device keeps it.
 #[must_use]
+#[inline]
 pub fn abandon(word: PageWord, service: Service) -> PageWord {
     match service {
         Service::MapReadOnly => commit_read_only(word),
@@ -103,6 +108,7 @@ pub fn abandon(word: PageWord, service: Service) -> PageWord {
 ///
 /// The caller must know that the claiming thread cannot run meanwhile: it is the one that waits for this touch.
 #[must_use]
+#[inline]
 pub fn take_over(word: PageWord) -> PageWord {
     assert!(word.busy(), "take_over without busy: {word:?}");
     let next =

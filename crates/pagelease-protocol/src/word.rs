@@ -64,6 +64,7 @@ pub enum Access {
 impl Access {
     /// The state a page is in once it has been claimed like this.
     #[must_use]
+    #[inline]
     pub const fn state(self) -> PageState {
         match self {
             Self::Exclusive => PageState::Exclusive,
@@ -82,42 +83,49 @@ impl PageWord {
 
     /// The word that was stored as `bits`.
     #[must_use]
+    #[inline]
     pub const fn from_bits(bits: u32) -> Self {
         Self(bits)
     }
 
     /// The word as it is stored.
     #[must_use]
+    #[inline]
     pub const fn bits(self) -> u32 {
         self.0
     }
 
     /// Whether a transition is in progress.
     #[must_use]
+    #[inline]
     pub const fn busy(self) -> bool {
         self.0 & BUSY != 0
     }
 
     /// Whether a CPU touch waits for the page.
     #[must_use]
+    #[inline]
     pub const fn waiters(self) -> bool {
         self.0 & WAITERS != 0
     }
 
     /// Whether a thread sleeps on the word.
     #[must_use]
+    #[inline]
     pub const fn sleepers(self) -> bool {
         self.0 & SLEEPERS != 0
     }
 
     /// Whether the page is known to exist in the page cache.
     #[must_use]
+    #[inline]
     pub const fn populated(self) -> bool {
         self.0 & POPULATED != 0
     }
 
     /// Who has the page.
     #[must_use]
+    #[inline]
     pub const fn state(self) -> PageState {
         match (self.0 & STATE) >> STATE_SHIFT {
             0 => PageState::Cpu,
@@ -128,24 +136,28 @@ impl PageWord {
 
     /// The device that has the page, if one does.
     #[must_use]
+    #[inline]
     pub const fn owner(self) -> Option<OwnerId> {
         OwnerId::new(((self.0 & OWNER) >> OWNER_SHIFT) as u8)
     }
 
     /// How many leases live on the page.
     #[must_use]
+    #[inline]
     pub const fn holds(self) -> u8 {
         ((self.0 & HOLDS) >> HOLDS_SHIFT) as u8
     }
 
     /// Whether a lease lives on the page.
     #[must_use]
+    #[inline]
     pub const fn held(self) -> bool {
         self.0 & HOLDS != 0
     }
 
     /// How many holds of this page have been broken, modulo 65,536. Of no meaning while a ticket stands in its place.
     #[must_use]
+    #[inline]
     pub const fn generation(self) -> u16 {
         (self.0 >> GENERATION_SHIFT) as u16
     }
@@ -153,6 +165,7 @@ impl PageWord {
     /// Who has the page `busy`: the ticket it was taken with. `None` when it is not busy, or held as well (only a page that
     /// is being mapped read-only is both; whoever does that is never a claim).
     #[must_use]
+    #[inline]
     pub const fn ticket(self) -> Option<u16> {
         if self.0 & (BUSY | HOLDS) == BUSY { Some((self.0 >> GENERATION_SHIFT) as u16) } else { None }
     }
@@ -160,6 +173,7 @@ impl PageWord {
     /// Puts `ticket` in the generation's place of a word that a `step` has just made busy. The caller keeps the
     /// generation, and puts it back ([`PageWord::unsigned`]) before it makes any other transition of the word.
     #[must_use]
+    #[inline]
     pub const fn signed(self, ticket: u16) -> Self {
         assert!(self.busy() && !self.held(), "only a busy page that is not held is signed");
         self.with_generation(ticket)
@@ -167,6 +181,7 @@ impl PageWord {
 
     /// Puts the generation back in the place of the ticket.
     #[must_use]
+    #[inline]
     pub const fn unsigned(self, generation: u16) -> Self {
         assert!(self.busy() && !self.held(), "only a busy page that is not held is signed");
         self.with_generation(generation)
@@ -174,17 +189,20 @@ impl PageWord {
 
     /// Whether `device` may use the page now: the device's fast-path check. One mask and one comparison.
     #[must_use]
+    #[inline]
     pub const fn usable_by(self, device: OwnerId) -> bool {
         (self.0 & (OWNER | BUSY)) == ((device.get() as u32) << OWNER_SHIFT)
     }
 
     /// Whether whoever leaves the word like this owes the waiting CPU touch its page: nobody else will bring it.
     #[must_use]
+    #[inline]
     pub const fn owes_hand_back(self) -> bool {
         self.0 & (WAITERS | BUSY | HOLDS) == WAITERS
     }
 
     /// Panics unless the invariants of the module hold.
+    #[inline]
     pub fn assert_valid(self) {
         let cpu = self.0 & STATE == 0;
         assert!((self.0 & STATE) != STATE, "page word {self:?}: no such state");
@@ -193,52 +211,64 @@ impl PageWord {
         assert!(cpu || self.populated(), "page word {self:?}: a device's page exists");
     }
 
+    #[inline]
     pub(crate) const fn with_busy(self) -> Self {
         Self(self.0 | BUSY)
     }
 
+    #[inline]
     pub(crate) const fn without_busy(self) -> Self {
         Self(self.0 & !BUSY)
     }
 
+    #[inline]
     pub(crate) const fn with_waiters(self) -> Self {
         Self(self.0 | WAITERS)
     }
 
+    #[inline]
     pub(crate) const fn without_waiters(self) -> Self {
         Self(self.0 & !WAITERS)
     }
 
+    #[inline]
     pub(crate) const fn with_sleepers(self) -> Self {
         Self(self.0 | SLEEPERS)
     }
 
+    #[inline]
     pub(crate) const fn without_sleepers(self) -> Self {
         Self(self.0 & !SLEEPERS)
     }
 
+    #[inline]
     pub(crate) const fn with_populated(self) -> Self {
         Self(self.0 | POPULATED)
     }
 
+    #[inline]
     pub(crate) const fn with_holds(self, holds: u8) -> Self {
         assert!(holds <= Self::HOLDS_MAX);
         Self(self.0 & !HOLDS | (holds as u32) << HOLDS_SHIFT)
     }
 
+    #[inline]
     pub(crate) const fn with_next_generation(self) -> Self {
         // The generation is the topmost field: overflow leaves the word at the top.
         Self(self.0.wrapping_add(1 << GENERATION_SHIFT))
     }
 
+    #[inline]
     const fn with_generation(self, generation: u16) -> Self {
         Self(self.0 & ((1 << GENERATION_SHIFT) - 1) | (generation as u32) << GENERATION_SHIFT)
     }
 
+    #[inline]
     pub(crate) const fn with_cpu(self) -> Self {
         Self(self.0 & !(STATE | OWNER | HOLDS))
     }
 
+    #[inline]
     pub(crate) const fn with_device(self, device: OwnerId, access: Access) -> Self {
         let state = match access {
             Access::Exclusive => 1,

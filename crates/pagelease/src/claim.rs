@@ -30,9 +30,9 @@ use crate::error::ClaimError;
 use crate::invalidate::invalidate;
 use crate::lease::Lease;
 use crate::mutant::{self, Mutant};
-use crate::records::{CHUNK, Entry, Opening, Phase, RECORDS, Record};
+use crate::records::{CHUNK, Entry, Opening, Phase, RECORDS, Record, Writer};
 use crate::region::RegionCore;
-use crate::sync::{Deadline, Waited, now_ns, relax, tid};
+use crate::sync::{Deadline, Waited, Word, now_ns, relax, tid};
 use crate::touch::{Who, break_overdue, single};
 use crate::view::ViewCore;
 
@@ -51,14 +51,20 @@ impl<'a> Cursor<'a> {
         Self { ranges, at: ranges.first().map_or(0, |range| range.start()) }
     }
 
-    fn page(&self) -> Option<PageIndex> {
-        (!self.ranges.is_empty()).then_some(PageIndex(self.at))
+    fn is_at_end(&self) -> bool {
+        self.ranges.is_empty()
     }
 
-    fn advance(&mut self) {
-        self.at += 1;
+    /// What is left of the range it stands in.
+    fn range(&self) -> Option<PageRange> {
+        PageRange::new(self.at, self.ranges.first()?.end())
+    }
+
+    /// Moves to `page`, within that range or to its end.
+    fn move_to(&mut self, page: u32) {
+        self.at = page;
         if let [first, rest @ ..] = self.ranges
-            && self.at == first.end()
+            && page == first.end()
         {
             self.ranges = rest;
             self.at = rest.first().map_or(0, |range| range.start());
@@ -125,7 +131,7 @@ pub(crate) fn claim(
     let mut lease = Lease::new(view.clone(), all);
     let mut cursor = Cursor::new(ranges);
     let mut blocked_since = None;
-    while cursor.page().is_some() {
+    while !cursor.is_at_end() {
         claim.check_alive()?;
         match claim.chunk(&mut cursor)? {
             Ok(record) => {
@@ -219,41 +225,60 @@ impl<'a> Claim<'a> {
     /// Makes the pages busy, ascending, up to the first that is in the way.
     fn take(&self, record: Record<'_>, cursor: &mut Cursor<'_>) -> (Taken, Option<Blocked>) {
         let mut taken = Taken::default();
+        let mut entries = record.writer();
         let recent = self.region.residency.recent();
-        while let Some(page) = cursor.page()
-            && !record.is_full()
-        {
-            let word = self.region.word(page);
-            match self.step(word) {
-                ClaimStep::Join(next) => {
-                    record.push(Entry { page, generation: word.generation(), taken: false });
-                    if !self.region.swap(page, word, next) {
-                        record.pop();
-                        continue;
-                    }
-                }
-                ClaimStep::Take(next) => {
-                    if let Some(now_ns) = recent
-                        && word.owner().is_none()
-                        && let wait_ns @ 1.. = self.region.residency.wait_ns(page, now_ns)
-                    {
-                        return (taken, Some(Blocked { page, why: Blocker::Resident { wait_ns } }));
-                    }
-                    // The entry comes first: a touch that interrupts right behind the swap must find the generation.
-                    record.push(Entry { page, generation: word.generation(), taken: true });
-                    if !self.region.swap(page, word, next.signed(record.id())) {
-                        record.pop();
-                        continue;
-                    }
-                    taken.add(page, word, self.device);
-                }
-                ClaimStep::Wait(obstacle) => {
-                    return (taken, Some(Blocked { page, why: Blocker::Obstacle(obstacle) }));
-                }
+        while let Some(range) = cursor.range() {
+            let blocked = self.take_range(range, record.id(), recent, &mut entries, &mut taken);
+            let end =
+                blocked.as_ref().map_or(range.end().min(range.start() + entries.added()), |blocked| blocked.page.0);
+            cursor.move_to(end);
+            if blocked.is_some() || entries.is_full() {
+                return (taken, blocked);
             }
-            cursor.advance();
         }
         (taken, None)
+    }
+
+    /// The inner loop of a claim: one compare-and-swap a page.
+    fn take_range(
+        &self,
+        range: PageRange,
+        ticket: u16,
+        recent: Option<u64>,
+        entries: &mut Writer<'_>,
+        taken: &mut Taken,
+    ) -> Option<Blocked> {
+        entries.mark();
+        let words = &self.region.words[range.start() as usize..range.end() as usize];
+        for (page, cell) in range.iter().zip(words) {
+            if entries.is_full() {
+                return None;
+            }
+            loop {
+                let word = PageWord::from_bits(cell.load());
+                let (next, is_taken) = match self.step(word) {
+                    ClaimStep::Join(next) => (next, false),
+                    ClaimStep::Take(next) => (next.signed(ticket), true),
+                    ClaimStep::Wait(obstacle) => return Some(Blocked { page, why: Blocker::Obstacle(obstacle) }),
+                };
+                if let Some(now_ns) = recent
+                    && word.owner().is_none()
+                    && let wait_ns @ 1.. = self.region.residency.wait_ns(page, now_ns)
+                {
+                    return Some(Blocked { page, why: Blocker::Resident { wait_ns } });
+                }
+                // The entry comes first: a touch that interrupts right behind the swap must find the generation.
+                entries.push(Entry { page, generation: word.generation(), taken: is_taken });
+                if cell.swap_if(word.bits(), next.bits()).is_ok() {
+                    if is_taken {
+                        taken.add(page, word, self.device);
+                    }
+                    break;
+                }
+                entries.pop();
+            }
+        }
+        None
     }
 
     fn step(&self, word: PageWord) -> ClaimStep {
@@ -324,9 +349,13 @@ impl<'a> Claim<'a> {
 
     fn commit(&self, record: Record<'_>, taken: Taken) {
         if taken.count != 0 {
+            let words = &self.region.words[..];
+            let ticket = record.id();
             for entry in record.entries().filter(|entry| entry.taken) {
                 // A page that the claiming thread itself has touched since the commit point is not ours any more.
-                self.put(record, entry, |word| step::commit(word, self.device, self.access));
+                self.put(&words[entry.page.as_usize()], ticket, entry, |word| {
+                    step::commit(word, self.device, self.access)
+                });
             }
         }
         let stats = &self.region.space.stats;
@@ -335,11 +364,12 @@ impl<'a> Claim<'a> {
         stats.claims_already_held.add(record.len() as u64 - u64::from(taken.count));
     }
 
-    /// Puts what `step` makes of a page that this record has busy; nothing if it has it no more.
-    fn put(&self, record: Record<'_>, entry: Entry, step: impl Fn(PageWord) -> PageWord) {
+    /// Puts what `step` makes of a page that this claim has busy; nothing if it has it no more.
+    #[inline]
+    fn put(&self, cell: &Word, ticket: u16, entry: Entry, step: impl Fn(PageWord) -> PageWord) {
         loop {
-            let word = self.region.word(entry.page);
-            if word.ticket() != Some(record.id()) {
+            let word = PageWord::from_bits(cell.load());
+            if word.ticket() != Some(ticket) {
                 return;
             }
             let next = step(word.unsigned(entry.generation));
@@ -347,7 +377,7 @@ impl<'a> Claim<'a> {
                 mutant::release_before_word(self.region, entry.page, word, next);
                 return;
             }
-            if self.region.swap(entry.page, word, next) {
+            if cell.swap_if(word.bits(), next.bits()).is_ok() {
                 self.region.settle(entry.page, word, next);
                 return;
             }
@@ -368,7 +398,8 @@ impl<'a> Claim<'a> {
             {
                 invalidate(self.region, owner, single(entry.page), Cause::Clear, origin, Who::Nobody);
             }
-            self.put(record, entry, |word| step::undo(word, populated));
+            let cell = &self.region.words[entry.page.as_usize()];
+            self.put(cell, record.id(), entry, |word| step::undo(word, populated));
         }
         debug_assert!(taken.count as usize <= record.len());
         record.clear();

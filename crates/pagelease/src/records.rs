@@ -61,11 +61,13 @@ pub(crate) struct Entry {
 impl Entry {
     const TAKEN: u64 = 1 << 16;
 
+    #[inline]
     fn pack(self) -> u64 {
         u64::from(self.page.0) << 32 | if self.taken { Self::TAKEN } else { 0 } | u64::from(self.generation)
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "takes the packed fields apart")]
+    #[inline]
     fn unpack(bits: u64) -> Self {
         Self { page: PageIndex((bits >> 32) as u32), generation: bits as u16, taken: bits & Self::TAKEN != 0 }
     }
@@ -301,29 +303,16 @@ impl<'a> Record<'a> {
         self.header().len.load(Ordering::Relaxed) as usize
     }
 
-    pub(crate) fn is_full(&self) -> bool {
-        self.len() == CHUNK
-    }
-
-    /// Adds an entry; before the page's word is changed, so that a touch that interrupts finds it.
-    pub(crate) fn push(&self, entry: Entry) {
-        let len = self.len();
-        self.put(len, entry);
-        #[expect(clippy::cast_possible_truncation, reason = "at most CHUNK")]
-        self.header().len.store(len as u32 + 1, Ordering::Release);
-    }
-
-    pub(crate) fn pop(&self) {
-        #[expect(clippy::cast_possible_truncation, reason = "at most CHUNK")]
-        self.header().len.store(self.len() as u32 - 1, Ordering::Release);
+    /// For adding entries, from the first on.
+    pub(crate) fn writer(self) -> Writer<'a> {
+        let first = usize::from(self.id - 1) * CHUNK;
+        let header = &self.records.headers[usize::from(self.id - 1)];
+        let (entries, published) = (&self.records.entries[first..first + CHUNK], &header.len);
+        Writer { entries, len: 0, mark: 0, published }
     }
 
     pub(crate) fn clear(&self) {
         self.header().len.store(0, Ordering::Release);
-    }
-
-    fn put(&self, index: usize, entry: Entry) {
-        self.records.entries[usize::from(self.id - 1) * CHUNK + index].0.store(entry.pack(), Ordering::Relaxed);
     }
 
     pub(crate) fn entry(&self, index: usize) -> Entry {
@@ -331,8 +320,9 @@ impl<'a> Record<'a> {
     }
 
     pub(crate) fn entries(self) -> impl Iterator<Item = Entry> + use<'a> {
-        let len = self.header().len.load(Ordering::Acquire) as usize;
-        (0..len).map(move |index| self.entry(index))
+        let len = self.records.headers[usize::from(self.id - 1)].len.load(Ordering::Acquire) as usize;
+        let first = usize::from(self.id - 1) * CHUNK;
+        self.records.entries[first..first + len].iter().map(|entry| Entry::unpack(entry.0.load(Ordering::Relaxed)))
     }
 
     /// The record behind this one in its lease's chain.
@@ -420,5 +410,45 @@ impl<'a> Record<'a> {
     /// Whether an invalidation that concerns the record has begun since `seq`.
     pub(crate) fn read_retry(&self, seq: Seq) -> bool {
         NotifierWord::from_bits(self.header().notifier.load()).read_retry(seq)
+    }
+}
+
+/// Adds entries to a record.
+pub(crate) struct Writer<'a> {
+    entries: &'a [EntryWord],
+    len: u32,
+    mark: u32,
+    /// The length that others see.
+    published: &'a AtomicU32,
+}
+
+impl Writer<'_> {
+    /// Adds an entry; before the page's word is changed, so that a touch that interrupts finds it.
+    #[inline]
+    pub(crate) fn push(&mut self, entry: Entry) {
+        self.entries[self.len as usize].0.store(entry.pack(), Ordering::Relaxed);
+        self.len += 1;
+        self.published.store(self.len, Ordering::Release);
+    }
+
+    /// Takes the last one back: the page's word had changed.
+    pub(crate) fn pop(&mut self) {
+        self.len -= 1;
+        self.published.store(self.len, Ordering::Release);
+    }
+
+    #[inline]
+    pub(crate) fn is_full(&self) -> bool {
+        self.len as usize == self.entries.len()
+    }
+
+    /// Begins to count what is added.
+    pub(crate) fn mark(&mut self) {
+        self.mark = self.len;
+    }
+
+    /// How many were added since the mark.
+    pub(crate) fn added(&self) -> u32 {
+        self.len - self.mark
     }
 }

@@ -267,11 +267,13 @@ impl Drop for Region {
 }
 
 impl RegionCore {
+    #[inline]
     pub(crate) fn word(&self, page: PageIndex) -> PageWord {
         PageWord::from_bits(self.words[page.as_usize()].load())
     }
 
     /// Puts `next` if the word still is `word`.
+    #[inline]
     pub(crate) fn swap(&self, page: PageIndex, word: PageWord, next: PageWord) -> bool {
         self.words[page.as_usize()].swap_if(word.bits(), next.bits()).is_ok()
     }

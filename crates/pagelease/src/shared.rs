@@ -58,6 +58,7 @@ impl<T> Shared<T> {
 impl<T> Deref for Shared<T> {
     type Target = T;
 
+    #[inline]
     fn deref(&self) -> &T {
         // SAFETY: invariant: the cell lives while a `Shared` points to it.
         unsafe { &self.cell.as_ref().value }

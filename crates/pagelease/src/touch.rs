@@ -340,7 +340,15 @@ impl RegionCore {
     }
 
     /// The word has gone from `word` to `next`: wakes and serves those whose wait that ends.
+    #[inline]
     pub(crate) fn settle(&self, page: PageIndex, word: PageWord, next: PageWord) {
+        if word.waiters() || word.sleepers() || next.waiters() {
+            self.settle_waits(page, word, next);
+        }
+    }
+
+    #[cold]
+    fn settle_waits(&self, page: PageIndex, word: PageWord, next: PageWord) {
         if word.sleepers() && !next.sleepers() {
             self.words[page.as_usize()].wake_all();
         }

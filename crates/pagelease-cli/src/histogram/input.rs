@@ -125,8 +125,8 @@ impl Window {
         let flags = MapFlags::SHARED | MapFlags::POPULATE;
         // SAFETY: a new mapping, at an address that the kernel picks.
         let mapping = unsafe { mmap(null_mut(), mapped, ProtFlags::READ, flags, file, offset) }?;
-        let mapping = NonNull::new(mapping.cast()).expect("a mapping is not at 0");
-        shrunk::watch(mapping.as_ptr().addr(), mapped);
+        let mapping = NonNull::new(mapping.cast::<AtomicU8>()).expect("a mapping is not at 0");
+        shrunk::watch(mapping.as_ptr().expose_provenance(), mapped);
         Ok(Self { mapping, mapped, begin: size(bytes.start - offset), len: size(bytes.end - bytes.start) })
     }
 

@@ -72,9 +72,12 @@ extern "C" fn on_sigbus(_signal: c_int, info: *mut libc::siginfo_t, _context: *m
     let address = unsafe { (*info).si_addr() }.addr();
     let [begin, end] = WINDOW.with(|window| [window[0].load(Relaxed), window[1].load(Relaxed)]);
     if !(begin..end).contains(&address) || !replace(address - address % page_size(), end) {
-        // Not ours: made again, the access ends the program, as it would have without a handler.
-        // SAFETY: the default action is always valid.
-        unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
+        // Not ours: the program dies of it when this returns, as it would have without a handler.
+        // SAFETY: the default action is always valid; the signal is blocked until the handler returns.
+        unsafe {
+            libc::signal(libc::SIGBUS, libc::SIG_DFL);
+            libc::raise(libc::SIGBUS);
+        }
         return;
     }
     SEEN.store(true, SeqCst);

@@ -25,14 +25,6 @@ impl Unit {
         }
     }
 
-    /// How many units `len` bytes are.
-    pub(super) fn count_in(self, len: u64) -> u64 {
-        match self {
-            Self::Byte => len,
-            Self::Pair => len.div_ceil(2),
-        }
-    }
-
     /// What several are called.
     pub(super) fn plural(self) -> &'static str {
         match self {
@@ -65,8 +57,6 @@ mod tests {
         let bytes: Vec<AtomicU8> = bytes.iter().map(|&byte| AtomicU8::new(byte)).collect();
         let mut values = Vec::new();
         unit.for_each(&bytes, |value| values.push(value));
-        let len = u64::try_from(bytes.len()).unwrap();
-        assert_eq!(u64::try_from(values.len()).unwrap(), unit.count_in(len));
         values
     }
 

@@ -56,8 +56,8 @@ pub(crate) struct Message {
 #[derive(Debug, Default)]
 struct Faulted {
     queue: VecDeque<Message>,
-    /// Pages with a sleeping touch, one entry a touch.
-    asleep: Vec<PageIndex>,
+    /// Sleeping touches: the page and the thread.
+    asleep: Vec<(PageIndex, u32)>,
     closed: bool,
 }
 
@@ -109,7 +109,7 @@ impl Sim {
             if faulted.closed {
                 return NextFault::Closed;
             }
-            let (guard, waited) = wait_until(&self.changed, faulted, deadline);
+            let (guard, waited) = wait_until(&self.changed, &self.faulted, faulted, deadline);
             if waited == Waited::TimedOut {
                 return NextFault::TimedOut;
             }
@@ -186,7 +186,7 @@ impl Backend for Sim {
     }
 
     fn wake(&self, pages: PageRange) {
-        self.faulted.lock().expect("not poisoned").asleep.retain(|&page| !pages.contains(page));
+        self.faulted.lock().expect("not poisoned").asleep.retain(|&(page, _)| !pages.contains(page));
         self.changed.notify_all();
     }
 
@@ -205,6 +205,10 @@ impl Backend for Sim {
     fn cover(&self, _view_base: usize, _page: PageIndex) -> Result<(), Errno> {
         Err(Errno::NOSYS)
     }
+}
+
+fn page_of(word: usize) -> PageIndex {
+    PageIndex(u32::try_from(word / WORDS).expect("within the region"))
 }
 
 /// The CPU's access to a simulated region.
@@ -238,6 +242,12 @@ impl SimCpu {
         self.access(word, true, |cell| cell.fetch_add(value, Ordering::SeqCst))
     }
 
+    /// Whether a touch of the page that word `word` lies in waits, so that no claim may have the page before it.
+    #[must_use]
+    pub fn is_waited_for(&self, word: usize) -> bool {
+        self.region.word(page_of(word)).waiters()
+    }
+
     /// Runs `hook` in the claiming thread right after it has revoked pages: where an interrupting signal handler would run.
     pub fn on_revoked(&self, hook: impl Fn(PageRange) + Send + Sync + 'static) {
         *self.sim().on_revoked.lock().expect("not poisoned") = Some(Arc::new(Box::new(hook)));
@@ -249,7 +259,7 @@ impl SimCpu {
     }
 
     fn access<R>(&self, word: usize, write: bool, act: impl Fn(&AtomicU64) -> R) -> R {
-        let page = PageIndex(u32::try_from(word / WORDS).expect("within the region"));
+        let page = page_of(word);
         let sim = self.sim();
         loop {
             {
@@ -276,9 +286,9 @@ impl SimCpu {
         let sim = self.sim();
         let mut faulted = sim.faulted.lock().expect("not poisoned");
         faulted.queue.push_back(Message { page, write, tid });
-        faulted.asleep.push(page);
+        faulted.asleep.push((page, tid));
         sim.changed.notify_all();
-        while faulted.asleep.contains(&page) {
+        while faulted.asleep.contains(&(page, tid)) {
             faulted = sim.changed.wait(faulted).expect("not poisoned");
         }
     }

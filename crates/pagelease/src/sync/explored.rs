@@ -89,6 +89,7 @@ impl Deadline {
 /// Waits on a condition variable; a finite deadline may pass at any moment.
 pub(crate) fn wait_until<'a, T>(
     condvar: &Condvar,
+    mutex: &'a Mutex<T>,
     guard: MutexGuard<'a, T>,
     deadline: Deadline,
 ) -> (MutexGuard<'a, T>, Waited) {
@@ -96,9 +97,10 @@ pub(crate) fn wait_until<'a, T>(
         return (guard, Waited::TimedOut);
     }
     if deadline.finite {
-        // Somebody else shall get the lock; nothing tells when to look again.
-        let (guard, _) = condvar.wait_timeout(guard, Duration::from_millis(1)).expect("not poisoned");
-        return (guard, Waited::LookAgain);
+        // Not `wait_timeout`: `shuttle`'s never times out.
+        drop(guard);
+        thread::yield_now();
+        return (mutex.lock().expect("not poisoned"), Waited::LookAgain);
     }
     (condvar.wait(guard).expect("not poisoned"), Waited::LookAgain)
 }

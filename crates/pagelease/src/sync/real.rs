@@ -24,11 +24,13 @@ use crate::shared::own_mapping;
 pub(crate) struct Word(AtomicU32);
 
 impl Word {
+    #[inline]
     pub(crate) fn load(&self) -> u32 {
         self.0.load(Ordering::Acquire)
     }
 
     /// Puts `next` if the word still is `current`. Sequentially consistent: the drain leans on it.
+    #[inline]
     pub(crate) fn swap_if(&self, current: u32, next: u32) -> Result<(), u32> {
         match self.0.compare_exchange(current, next, Ordering::SeqCst, Ordering::Acquire) {
             Ok(_) => Ok(()),
@@ -88,6 +90,7 @@ impl Deadline {
 /// Waits on a condition variable, at most until `deadline`.
 pub(crate) fn wait_until<'a, T>(
     condvar: &Condvar,
+    _mutex: &'a Mutex<T>,
     guard: MutexGuard<'a, T>,
     deadline: Deadline,
 ) -> (MutexGuard<'a, T>, Waited) {
@@ -157,6 +160,7 @@ impl<T: Zeroed> Table<T> {
 impl<T: Zeroed> Deref for Table<T> {
     type Target = [T];
 
+    #[inline]
     fn deref(&self) -> &[T] {
         // SAFETY: the module's invariant: `len` zeroed elements, alive as long as `self`.
         unsafe { core::slice::from_raw_parts(self.mapping.as_ptr().cast::<T>(), self.len) }

@@ -1,0 +1,78 @@
+//! What is measured: a region, and a software device that works on it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::Result;
+use pagelease::software::{SoftwareConfig, SoftwareDevice};
+use pagelease::{Access, ByteLen, Faults, PageIndex, PageRange, Region, Space, View};
+use pagelease_sys::page_size;
+
+use super::cpus;
+
+/// 64-bit words of a page.
+pub(super) fn words_per_page() -> usize {
+    page_size() / size_of::<AtomicU64>()
+}
+
+/// The pages `first..first + count`.
+///
+/// # Panics
+/// If that is none, or more than a region can have.
+pub(super) fn pages(first: usize, count: usize) -> PageRange {
+    let index = |page| u32::try_from(page).expect("a region's pages are numbered in 32 bits");
+    PageRange::new(index(first), index(first + count)).expect("at least one page")
+}
+
+/// A region with a software device on it: one worker, idle until something is submitted. The fields are dropped in order.
+pub(super) struct Managed {
+    pub(super) view: View,
+    pub(super) region: Region,
+    pub(super) device: SoftwareDevice,
+    pub(super) space: Space,
+}
+
+/// What the runtime calls its monitors.
+const MONITOR: &str = "pagelease-monitor";
+
+/// How many monitors a space has by default.
+const MONITORS: usize = 2;
+
+impl Managed {
+    /// A region of `count` pages that exist and are the CPU's. The threads of the runtime run on `service_cpu`.
+    pub(super) fn new(faults: Faults, count: usize, service_cpu: usize) -> Result<Self> {
+        let space = Space::builder().faults(faults).build()?;
+        if faults == Faults::Monitor {
+            cpus::pin_named(MONITOR, MONITORS, service_cpu)?;
+        }
+        let region = space.allocate(ByteLen(count * page_size()))?;
+        let device = SoftwareDevice::start(&space, SoftwareConfig::default())?;
+        cpus::pin_named("pagelease-sw-", 1, service_cpu)?;
+        let view = device.attach(&region)?;
+        let managed = Self { view, region, device, space };
+        managed.take(pages(0, count))?;
+        managed.region.prefetch(pages(0, count));
+        Ok(managed)
+    }
+
+    /// Moves the monitors.
+    pub(super) fn monitors_run_on(&self, cpu: usize) -> Result<()> {
+        cpus::pin_named(MONITOR, MONITORS, cpu)
+    }
+
+    /// The device takes `pages`, and keeps them without a hold.
+    pub(super) fn take(&self, pages: PageRange) -> Result<()> {
+        drop(self.view.claim(pages, Access::Exclusive)?);
+        Ok(())
+    }
+
+    /// The CPU loads the first word of a page.
+    #[inline]
+    pub(super) fn touch(&self, page: usize) {
+        core::hint::black_box(self.region.words()[page * words_per_page()].load(Ordering::Relaxed));
+    }
+
+    /// Whether the device has a page.
+    pub(super) fn has(&self, page: PageIndex) -> bool {
+        self.view.has(page)
+    }
+}

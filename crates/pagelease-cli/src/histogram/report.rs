@@ -1,0 +1,180 @@
+//! What happened, for people and for programs. The latter is a contract: docs/JSON.md.
+
+use std::fmt::{self, Display, Formatter};
+
+use indicatif::HumanCount;
+use pagelease::{Faults, Privilege, Space};
+use serde::Serialize;
+
+use super::count::{Counts, Shared};
+use super::{Args, Mode};
+
+/// What `--json` prints.
+#[derive(Serialize)]
+pub(super) struct Report {
+    mode: &'static str,
+    faults: &'static str,
+    privilege: &'static str,
+    pub(super) exact: bool,
+    total: u64,
+    pub(super) lost_updates: u64,
+    claims: u64,
+    pages_claimed: u64,
+    claims_already_held: u64,
+    touches: u64,
+    restores: u64,
+    invalidations: u64,
+    invalidations_spurious: u64,
+    wait_ns_max: u64,
+    elapsed_ns: u64,
+    reference_elapsed_ns: u64,
+}
+
+impl Report {
+    pub(super) fn new(mode: Mode, space: &Space, counts: &Counts, reference: &Counts) -> Self {
+        let stats = space.stats();
+        let pairs = reference.counters.iter().zip(&counts.counters);
+        Self {
+            mode: match mode {
+                Mode::Exclusive => "exclusive",
+                Mode::Racy => "racy",
+            },
+            faults: match space.faults() {
+                Faults::Monitor => "monitor",
+                Faults::InThread => "in-thread",
+            },
+            privilege: match space.privilege() {
+                Privilege::Full => "full",
+                _ => "user-mode-only",
+            },
+            exact: reference.counters == counts.counters,
+            total: reference.counters.iter().sum(),
+            lost_updates: pairs.map(|(right, counted)| right.saturating_sub(*counted)).sum(),
+            claims: stats.claims,
+            pages_claimed: stats.pages_claimed,
+            claims_already_held: stats.claims_already_held,
+            touches: stats.touches,
+            restores: stats.restores,
+            invalidations: stats.invalidations,
+            invalidations_spurious: stats.invalidations_spurious,
+            wait_ns_max: stats.wait_ns_max,
+            elapsed_ns: counts.elapsed_ns,
+            reference_elapsed_ns: reference.elapsed_ns,
+        }
+    }
+}
+
+/// The same in words.
+pub(super) struct Words<'a> {
+    pub(super) args: &'a Args,
+    pub(super) shared: &'a Shared,
+    pub(super) report: &'a Report,
+}
+
+impl Words<'_> {
+    fn verdict(&self) -> String {
+        let Report { exact, lost_updates, total, .. } = *self.report;
+        let (lost, total) = (HumanCount(lost_updates), HumanCount(total));
+        match (exact, self.args.mode) {
+            (true, Mode::Exclusive) => "yes: every counter is what the single-threaded count says".into(),
+            (true, Mode::Racy) => "yes, by luck: CPU and device never met on a counter; try a larger file".into(),
+            (false, Mode::Racy) => format!("no: {lost} of {total} updates were lost, for want of exclusivity"),
+            (false, Mode::Exclusive) => format!("NO: {lost} of {total} updates were lost; this is a defect"),
+        }
+    }
+
+    fn way(&self) -> &'static str {
+        match (self.args.mode, self.report.faults) {
+            (Mode::Racy, _) => "racy: the device works on pages without having them",
+            (_, "monitor") => "exclusive; touches served by monitor threads",
+            _ => "exclusive; touches served by the touching thread",
+        }
+    }
+
+    fn shares(&self) -> String {
+        let (cpu, device) = (self.shared.by_cpu, self.shared.by_device);
+        format!(
+            "{} bytes by {}, {} bytes by {}",
+            HumanCount(cpu),
+            several(self.args.cpu_threads, "CPU thread"),
+            HumanCount(device),
+            several(self.args.device_workers, "device worker"),
+        )
+    }
+
+    fn time(&self) -> String {
+        let (shared, single) = (self.report.elapsed_ns, self.report.reference_elapsed_ns);
+        #[expect(clippy::cast_precision_loss, reason = "for two digits of it")]
+        let ratio = shared as f64 / single.max(1) as f64;
+        format!("{}; single-threaded {}: {ratio:.2} times as long", time(shared), time(single))
+    }
+}
+
+impl Display for Words<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let report = self.report;
+        let count = HumanCount;
+        let privilege = match report.privilege {
+            "full" => "full: userfaultfd for every fault",
+            _ => {
+                "userfaultfd for user-mode faults only: a system call that touches a page of the device's fails with \
+                 EFAULT; `pagelease doctor` says how to change that"
+            }
+        };
+        let lines = [
+            ("exact", self.verdict()),
+            ("mode", self.way().into()),
+            ("counted", self.shares()),
+            (
+                "claims",
+                format!(
+                    "{}, which took {} pages; {} more were the device's already",
+                    count(report.claims),
+                    count(report.pages_claimed),
+                    count(report.claims_already_held)
+                ),
+            ),
+            ("touches", format!("{} by the CPU, of pages it did not have", count(report.touches))),
+            ("restores", format!("{} pages given back to the CPU", count(report.restores))),
+            (
+                "invalidations",
+                format!("{}, {} of them spurious", count(report.invalidations), count(report.invalidations_spurious)),
+            ),
+            ("longest wait", format!("{} for the device to let go of a page", time(report.wait_ns_max))),
+            ("time", self.time()),
+            ("privilege", privilege.into()),
+        ];
+        let (units, counters) = (count(report.total), self.args.unit.values());
+        writeln!(f, "{}: {units} {} into {} counters", self.args.file.display(), self.args.unit.plural(), counters)?;
+        lines.iter().try_for_each(|(name, value)| writeln!(f, "  {name:13}  {value}"))
+    }
+}
+
+fn several(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+/// In the unit that gives one to three digits before the point.
+fn time(nanoseconds: u64) -> String {
+    #[expect(clippy::cast_precision_loss, reason = "for three digits of it")]
+    let seconds = nanoseconds as f64 / 1e9;
+    match nanoseconds {
+        0..1_000 => format!("{nanoseconds} ns"),
+        1_000..1_000_000 => format!("{:.1} us", seconds * 1e6),
+        1_000_000..1_000_000_000 => format!("{:.1} ms", seconds * 1e3),
+        _ => format!("{seconds:.2} s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_has_a_fitting_unit() {
+        assert_eq!(
+            [0, 999, 1_500, 999_949, 12_345_678, 61_000_000_000].map(time),
+            ["0 ns", "999 ns", "1.5 us", "999.9 us", "12.3 ms", "61.00 s"]
+        );
+    }
+}

@@ -1,0 +1,318 @@
+//! What the scenarios are made of: a small simulated world, and devices that show every hole in their exclusivity.
+//!
+//! Each page has a count and a mark. A device adds 2 to the count by a load and two stores, odd in between, and leaves its
+//! mark meanwhile; the CPU adds 2 atomically, and leaves its own. So a lost update shows in the final count, an access in
+//! the middle of a device's update in the mark or in an odd count.
+
+use core::fmt;
+use core::sync::atomic::{AtomicU64 as Uninteresting, Ordering};
+use core::time::Duration;
+use std::sync::Arc;
+
+use pagelease::sim::{SimCpu, WORDS};
+use pagelease::{
+    Access, ByteLen, Device, DeviceHandle, Faults, Grant, Invalidation, Lease, NotDrained, OwnerId, PageIndex,
+    PageRange, Region, RestorePolicy, Space, Stats, View,
+};
+use shuttle::sync::Mutex;
+
+/// The word of a page that counts updates, two for each, and the one that says who made the last.
+const COUNT: usize = 0;
+const MARK: usize = 1;
+
+/// The mark of the CPU; a device's is its identity.
+const CPU: u64 = 0;
+
+/// A limit that never passes: what waits for it in vain is a deadlock, which fails the test.
+pub(crate) const NEVER: Duration = Duration::MAX;
+
+/// A limit that may pass at any moment, by the schedule's choice.
+pub(crate) const ANY_MOMENT: Duration = Duration::from_millis(1);
+
+/// Who serves a touch.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Served {
+    /// Monitors.
+    Monitor,
+    /// The touching thread.
+    InThread,
+    /// The touching thread, for a device that may not be called from a signal handler.
+    Deputy,
+}
+
+/// What a scenario is run with.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Setting {
+    pub(crate) served: Served,
+    pub(crate) restore: RestorePolicy,
+    pub(crate) access: Access,
+}
+
+impl Setting {
+    /// Every one.
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
+        let served = [Served::Monitor, Served::InThread, Served::Deputy];
+        served.into_iter().flat_map(|served| {
+            [RestorePolicy::Lazy, RestorePolicy::Eager].into_iter().flat_map(move |restore| {
+                [Access::Exclusive, Access::ExclusiveWrite].map(|access| Self { served, restore, access })
+            })
+        })
+    }
+
+    pub(crate) fn is_exclusive(&self) -> bool {
+        self.access == Access::Exclusive
+    }
+
+    pub(crate) fn is_lazy(&self) -> bool {
+        self.restore == RestorePolicy::Lazy
+    }
+}
+
+impl fmt::Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}-{:?}-{:?}", self.served, self.restore, self.access)
+    }
+}
+
+pub(crate) fn page(index: u32) -> PageRange {
+    pages(index, index + 1)
+}
+
+pub(crate) fn pages(start: u32, end: u32) -> PageRange {
+    PageRange::new(start, end).expect("at least one page")
+}
+
+/// How many updates of each page have been made. Not part of what is explored: counting is no scheduling point.
+#[derive(Clone)]
+pub(crate) struct Tally(Arc<[Uninteresting]>);
+
+impl Tally {
+    pub(crate) fn made(&self, page: u32) {
+        self.0[page as usize].fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A space with one simulated region.
+pub(crate) struct World {
+    pub(crate) setting: Setting,
+    pub(crate) tally: Tally,
+    pub(crate) space: Space,
+    pub(crate) region: Region,
+    pub(crate) cpu: SimCpu,
+}
+
+impl World {
+    /// Where nothing is given up: every wait ends because of what it waits for.
+    pub(crate) fn new(setting: Setting, pages: usize) -> Self {
+        Self::with_hold_limit(setting, pages, NEVER)
+    }
+
+    pub(crate) fn with_hold_limit(setting: Setting, pages: usize, hold_limit: Duration) -> Self {
+        let faults = if setting.served == Served::Monitor { Faults::Monitor } else { Faults::InThread };
+        let builder = Space::builder().simulated().faults(faults).restore(setting.restore);
+        let space = builder.hold_limit(hold_limit).drain_limit(NEVER).build().expect("a simulated space needs nothing");
+        let region = space.allocate(ByteLen(pages * pagelease_sys::page_size())).expect("a few pages");
+        let cpu = region.sim_cpu().expect("a simulated region");
+        let tally = Tally((0..pages).map(|_| Uninteresting::new(0)).collect());
+        Self { setting, tally, space, region, cpu }
+    }
+
+    pub(crate) fn device(&self) -> Gadget {
+        let driver = Driver {
+            table: Mutex::new(vec![false; self.region.pages().len() as usize]),
+            signal_safe: self.setting.served != Served::Deputy,
+            on_mapped: Mutex::new(None),
+        };
+        let handle = self.space.register(driver).expect("few devices");
+        let view = self.region.attach(&handle).expect("attached once");
+        Gadget { handle, view, access: self.setting.access, tally: self.tally.clone() }
+    }
+
+    /// One update of the page by the CPU.
+    pub(crate) fn touch(&self, page: u32) -> u64 {
+        self.cpu.store(word(page) + MARK, CPU);
+        let before = self.cpu.fetch_add(word(page) + COUNT, 2);
+        self.tally.made(page);
+        before / 2
+    }
+
+    /// Reads how many updates the page has seen. One that is half done must not be seen, unless the CPU may read on.
+    pub(crate) fn read(&self, page: u32) -> u64 {
+        let count = self.cpu.load(word(page) + COUNT);
+        assert!(
+            !self.setting.is_exclusive() || count.is_multiple_of(2),
+            "the CPU saw an update of page {page} half done"
+        );
+        count / 2
+    }
+
+    /// Whether a touch of the page waits.
+    pub(crate) fn is_waited_for(&self, page: u32) -> bool {
+        self.cpu.is_waited_for(word(page))
+    }
+
+    /// The end: every update that was made, and no other, has reached its page; and what must hold whatever happened.
+    pub(crate) fn finish(self) {
+        for (page, made) in (0..).zip(self.tally.0.iter()) {
+            // A write, so that the page comes back whatever the access.
+            let count = self.cpu.fetch_add(word(page) + COUNT, 0);
+            let made = made.load(Ordering::Relaxed);
+            assert_eq!(count, 2 * made, "page {page} has seen {made} updates, and shows half of that count");
+        }
+        self.stats();
+    }
+
+    /// What must hold whatever has happened.
+    pub(crate) fn stats(&self) -> Stats {
+        let stats = self.space.stats();
+        assert_eq!(stats.invalidations_spurious, 0, "a device was told to let go of pages that it did not have");
+        assert_eq!(stats.devices_lost, 0, "no operation is stuck");
+        assert_eq!(stats.restores_failed, 0, "simulated pages can always be mapped");
+        stats
+    }
+}
+
+fn word(page: u32) -> usize {
+    page as usize * WORDS
+}
+
+/// An update as a device makes it, whatever the device: anything but atomic.
+pub(crate) fn update(load: impl Fn(usize) -> u64, store: impl Fn(usize, u64), device: OwnerId) {
+    let mark = u64::from(device.get());
+    let before = load(COUNT);
+    assert!(before.is_multiple_of(2), "{device} found the update of another half done");
+    store(MARK, mark);
+    store(COUNT, before + 1);
+    assert_eq!(load(MARK), mark, "somebody wrote to the page in the middle of {device}'s update");
+    assert_eq!(load(COUNT), before + 1, "somebody wrote to the page in the middle of {device}'s update");
+    store(COUNT, before + 2);
+}
+
+type OnMapped = Box<dyn Fn() + Send>;
+
+/// A device with a page table of its own behind one lock, as most drivers have it. It works on pages under that lock, so
+/// that an invalidation, which takes it, drains.
+pub(crate) struct Driver {
+    table: Mutex<Vec<bool>>,
+    signal_safe: bool,
+    on_mapped: Mutex<Option<OnMapped>>,
+}
+
+impl Driver {
+    fn has(&self, page: u32) -> bool {
+        self.table.lock().expect("not poisoned")[page as usize]
+    }
+
+    /// Maps the page without a claim, if `may` says under the lock that what was read before still holds.
+    pub(crate) fn map_if(&self, page: u32, may: impl FnOnce() -> bool) -> bool {
+        let mut table = self.table.lock().expect("not poisoned");
+        let may = may();
+        table[page as usize] |= may;
+        may
+    }
+
+    /// Evicts the page from the device's own table; the device may map it again.
+    pub(crate) fn evict(&self, page: u32) {
+        self.table.lock().expect("not poisoned")[page as usize] = false;
+    }
+}
+
+impl Device for Driver {
+    fn name(&self) -> &'static str {
+        "gadget"
+    }
+
+    fn signal_safe(&self) -> bool {
+        self.signal_safe
+    }
+
+    fn map(&self, grant: &Grant<'_>) -> bool {
+        {
+            let mut table = self.table.lock().expect("not poisoned");
+            if !grant.stands() {
+                return false;
+            }
+            for page in grant.pages() {
+                table[page.as_usize()] = true;
+            }
+        }
+        let hook = self.on_mapped.lock().expect("not poisoned").take();
+        if let Some(hook) = hook {
+            hook();
+        }
+        true
+    }
+
+    fn invalidate(&self, invalidation: &Invalidation) -> Result<(), NotDrained> {
+        let mut table = self.table.lock().expect("not poisoned");
+        for page in invalidation.pages().iter() {
+            table[page.as_usize()] = false;
+        }
+        Ok(())
+    }
+}
+
+/// A device and its view of the world's region.
+pub(crate) struct Gadget {
+    pub(crate) handle: DeviceHandle<Driver>,
+    pub(crate) view: View,
+    access: Access,
+    tally: Tally,
+}
+
+impl Gadget {
+    pub(crate) fn id(&self) -> OwnerId {
+        self.handle.id()
+    }
+
+    pub(crate) fn claim(&self, pages: PageRange) -> Lease {
+        self.view.claim(pages, self.access).expect("nothing forbids the claim")
+    }
+
+    /// Runs `hook` in the claiming thread once, as a signal handler that interrupts it when it has just passed the commit
+    /// point of its next claim.
+    pub(crate) fn on_mapped(&self, hook: impl Fn() + Send + 'static) {
+        *self.handle.on_mapped.lock().expect("not poisoned") = Some(Box::new(hook));
+    }
+
+    pub(crate) fn has(&self, page: u32) -> bool {
+        self.handle.has(page)
+    }
+
+    /// Updates the page if the device has it: `false` if it has not. Lease or no lease.
+    pub(crate) fn try_update(&self, page: u32) -> bool {
+        let table = self.handle.table.lock().expect("not poisoned");
+        let has = table[page as usize];
+        if has {
+            let words = self.view.words(PageIndex(page));
+            update(
+                |word| words[word].load(Ordering::SeqCst),
+                |word, value| words[word].store(value, Ordering::SeqCst),
+                self.id(),
+            );
+            self.tally.made(page);
+        }
+        drop(table);
+        has
+    }
+
+    /// Claims the pages, updates each, and ends the lease, which nothing may break meanwhile.
+    pub(crate) fn claim_and_update(&self, pages: PageRange) {
+        let lease = self.claim(pages);
+        for page in pages.iter() {
+            assert!(self.try_update(page.0), "{} does not have {page}, which it holds", self.id());
+        }
+        assert_eq!(lease.check(), Ok(()), "nobody breaks a hold without a limit");
+        lease.end().expect("nobody breaks a hold without a limit");
+    }
+
+    /// Updates the pages `rounds` times under a lease, and each once more without, if the device still has it by then.
+    pub(crate) fn work(&self, pages: PageRange, rounds: usize) {
+        for _ in 0..rounds {
+            self.claim_and_update(pages);
+            for page in pages.iter() {
+                self.try_update(page.0);
+            }
+        }
+    }
+}
