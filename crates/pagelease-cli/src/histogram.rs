@@ -52,7 +52,7 @@ use unit::Unit;
 const THREADS_MAX: usize = 1024;
 
 /// Spins between the load and the store of an update in racy mode, so that updates are lost even when the file is small.
-const RACY_PAUSE: u32 = 0;
+const RACY_PAUSE: u32 = 1;
 
 /// Count a file's bytes: CPU threads and a device, in one table; check the totals, and say what it took
 ///

@@ -5,10 +5,12 @@
 //!
 //! | module | what it does |
 //! |---|---|
+//! | `bench` | `pagelease bench`: how fast, each figure beside its floor |
 //! | `doctor` | `pagelease doctor`: what this machine offers |
 //! | `histogram` | `pagelease run histogram`: CPU and device count one file into one table |
 //! | `failure` | errors: their one line, and their exit code |
 
+mod bench;
 mod doctor;
 mod failure;
 mod histogram;
@@ -33,6 +35,7 @@ enum Command {
     Doctor(doctor::Args),
     #[command(subcommand)]
     Run(Run),
+    Bench(bench::Args),
 }
 
 /// Do a job on real data, with CPU threads and a device that share memory
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
     };
     let result = match &cli.command {
         Command::Doctor(args) => doctor::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Run(Run::Histogram(args)) => histogram::run(args),
     };
     result.unwrap_or_else(|error| failure::report(&error))

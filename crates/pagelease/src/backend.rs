@@ -66,6 +66,7 @@ pub(crate) enum ViewMemory {
 
 impl ViewMemory {
     /// The words of one granule, as the device sees them.
+    #[inline]
     pub(crate) fn words(&self, page: PageIndex, granule: usize) -> &[AtomicU64] {
         match self {
             #[cfg(not(pagelease_shuttle))]

@@ -47,6 +47,12 @@ impl<F: Fn(&DevicePage<'_>, u64) + Send + Sync + 'static> Operation for F {
     }
 }
 
+impl<O: Operation + ?Sized> Operation for Arc<O> {
+    fn run(&self, page: &DevicePage<'_>, argument: u64) {
+        (**self).run(page, argument);
+    }
+}
+
 /// A page of the device's view, while the device has it.
 pub struct DevicePage<'a> {
     words: &'a [AtomicU64],
@@ -66,16 +72,19 @@ impl DevicePage<'_> {
     /// # Panics
     /// If the page has no such word; likewise the others.
     #[must_use]
+    #[inline]
     pub fn load(&self, word: usize) -> u64 {
         self.words[word].load(Ordering::Relaxed)
     }
 
     /// Stores a word.
+    #[inline]
     pub fn store(&self, word: usize, value: u64) {
         self.words[word].store(value, Ordering::Relaxed);
     }
 
     /// Replaces a word by what `change` makes of it: a load, `change`, the device's pause, a store. **Not atomic.**
+    #[inline]
     pub fn update(&self, word: usize, change: impl FnOnce(u64) -> u64) {
         let word = &self.words[word];
         let value = change(word.load(Ordering::Relaxed));
@@ -157,17 +166,11 @@ impl SoftwareDevice {
 
     /// Runs `operation` on each item's page: in order for items of one page, in any order otherwise. Returns at once.
     ///
+    /// An operation that is submitted many times can be shared: `Arc<O>` and `Arc<dyn Operation>` are operations too.
+    ///
     /// # Panics
     /// If the view is another device's, or an item's page lies behind its end.
     pub fn submit(&self, view: &View, operation: impl Operation, items: &[Item]) -> Job {
-        self.submit_shared(view, &(Arc::new(operation) as Arc<dyn Operation>), items)
-    }
-
-    /// As [`SoftwareDevice::submit`], for an operation that is submitted many times.
-    ///
-    /// # Panics
-    /// As [`SoftwareDevice::submit`].
-    pub fn submit_shared(&self, view: &View, operation: &Arc<dyn Operation>, items: &[Item]) -> Job {
         assert!(view.core().device.id == self.handle.id(), "the view of another device");
         let pages = view.pages();
         let mut queues: Vec<Vec<Item>> = (0..self.config.workers).map(|_| Vec::new()).collect();
@@ -175,6 +178,7 @@ impl SoftwareDevice {
             assert!(pages.contains(item.page), "{} of {pages}", item.page);
             queues[item.page.as_usize() % self.config.workers].push(*item);
         }
-        self.crew.submit(&self.handle, view, operation, queues)
+        let program: Arc<dyn worker::Program> = Arc::new(operation);
+        self.crew.submit(&self.handle, view, &program, queues)
     }
 }

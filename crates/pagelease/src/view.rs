@@ -117,11 +117,13 @@ impl ViewCore {
         self.region.slot(self.device.id)
     }
 
+    #[inline]
     pub(crate) fn words(&self, page: PageIndex) -> &[AtomicU64] {
         self.memory.words(page, self.granule)
     }
 
     /// Whether the device must not start anything on the region any more. One load, no fence: whoever stops it drains.
+    #[inline]
     pub(crate) fn is_stopped(&self) -> bool {
         self.slot().is_stopped()
     }

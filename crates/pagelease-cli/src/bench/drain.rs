@@ -12,12 +12,11 @@
 //! again, and such samples take milliseconds. The upper quartile shows them.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::yield_now;
 
 use anyhow::{Result, ensure};
-use pagelease::software::{DevicePage, Item, Job, Operation};
+use pagelease::software::{DevicePage, Item, Job};
 use pagelease::{Faults, PageIndex};
 use pagelease_sys::barrier::barrier;
 
@@ -74,7 +73,6 @@ fn measure(managed: &Managed, rounds: usize) -> Result<Arms> {
 /// A device that works on the page without pause.
 struct Working<'a> {
     managed: &'a Managed,
-    operation: Arc<dyn Operation>,
     items: Vec<Item>,
     jobs: VecDeque<Job>,
     random: Random,
@@ -86,7 +84,6 @@ impl<'a> Working<'a> {
     fn new(managed: &'a Managed) -> Self {
         Self {
             managed,
-            operation: Arc::new(|page: &DevicePage<'_>, _| page.update(WORD, |count| count + 1)),
             items: vec![Item { page: PAGE, argument: 0 }; ITEMS],
             jobs: VecDeque::new(),
             random: Random(1),
@@ -105,7 +102,8 @@ impl<'a> Working<'a> {
             }
             while self.jobs.len() < JOBS {
                 let Managed { device, view, .. } = self.managed;
-                self.jobs.push_back(device.submit_shared(view, &self.operation, &self.items));
+                let add_one = |page: &DevicePage<'_>, _| page.update(WORD, |count| count + 1);
+                self.jobs.push_back(device.submit(view, add_one, &self.items));
                 self.submitted += 1;
             }
             while !self.managed.has(PAGE) {

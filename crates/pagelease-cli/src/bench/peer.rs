@@ -101,13 +101,13 @@ impl Peers {
     }
 
     fn compare(&self, rounds: usize) -> Result<Arms> {
-        let update: Arc<dyn Operation> = Arc::new(|page: &DevicePage<'_>, word: u64| {
+        let update = |page: &DevicePage<'_>, word: u64| {
             #[expect(clippy::cast_possible_truncation, reason = "a word of a page")]
             page.update(word as usize, |count| count + 1);
-        });
+        };
         let arms = Arms::in_turn(
             rounds,
-            |number| self.managed_round(&Round::new(number, self.pages)?, &update),
+            |number| self.managed_round(&Round::new(number, self.pages)?, update),
             |number| self.bare_round(Round::new(number, self.pages)?),
         )?;
         // All rounds of both arms, those of the warm-up included.
@@ -118,12 +118,12 @@ impl Peers {
         Ok(arms)
     }
 
-    fn managed_round(&self, round: &Round, update: &Arc<dyn Operation>) -> Result<u64> {
+    fn managed_round(&self, round: &Round, update: impl Operation) -> Result<u64> {
         let Managed { device, view, region, .. } = &self.managed;
         let items = round.items()?;
         let words = region.words();
         let (done, ns) = time(|| {
-            device.submit_shared(view, update, &items).wait()?;
+            device.submit(view, update, &items).wait()?;
             round.cpu.iter().for_each(|&word| add_one(&words[word]));
             Ok::<_, anyhow::Error>(())
         });
@@ -138,13 +138,12 @@ impl Peers {
             let words = bare.alias_words();
             device_words.iter().for_each(|&word| add_one(&words[word]));
         };
-        let update: Arc<dyn Operation> = Arc::new(update);
         let desk = [Item { page: PageIndex(0), argument: 0 }];
         let words = self.bare.words();
         let (done, ns) = Handler::sigsegv(&self.bare).during(|| {
             time(|| {
                 self.bare.protect(false)?;
-                self.managed.device.submit_shared(&self.desk, &update, &desk).wait()?;
+                self.managed.device.submit(&self.desk, update, &desk).wait()?;
                 cpu.iter().for_each(|&word| add_one(&words[word]));
                 Ok::<_, anyhow::Error>(())
             })

@@ -48,14 +48,14 @@ pub(super) fn run(setup: &Setup) -> Result<Vec<Figure>> {
 }
 
 fn measure(managed: &Managed, items: &Arc<[Item]>, rounds: usize) -> Result<Arms> {
-    let operation: Arc<dyn Operation> = Arc::new(|page: &DevicePage<'_>, word: u64| {
+    let add_one = |page: &DevicePage<'_>, word: u64| {
         #[expect(clippy::cast_possible_truncation, reason = "a word of a page")]
         page.update(word as usize, |count| count + 1);
-    });
-    let walk: Arc<dyn Operation> = Arc::new(Walk::new(managed, items)?);
+    };
+    let walk = Arc::new(Walk::new(managed, items)?);
     let one = [Item { page: PageIndex(0), argument: 0 }];
-    let value = |_| in_worker(managed, &operation, items);
-    let floor = |_| in_worker(managed, &walk, &one);
+    let value = |_| in_worker(managed, add_one, items);
+    let floor = |_| in_worker(managed, walk.clone(), &one);
     let before = sum(managed);
     let arms = Arms::in_turn(rounds, value, floor)?;
     let expected = 2 * (rounds + rounds / 16 + 1) * items.len();
@@ -100,7 +100,7 @@ impl Operation for Walk {
 }
 
 /// Submits the items between two marks, opens the gate when all is queued, and returns what lies between the marks.
-fn in_worker(managed: &Managed, operation: &Arc<dyn Operation>, items: &[Item]) -> Result<u64> {
+fn in_worker(managed: &Managed, operation: impl Operation, items: &[Item]) -> Result<u64> {
     struct Marks {
         open: AtomicBool,
         begin_ns: AtomicU64,
@@ -117,7 +117,7 @@ fn in_worker(managed: &Managed, operation: &Arc<dyn Operation>, items: &[Item]) 
         },
         &one,
     );
-    let job = managed.device.submit_shared(&managed.view, operation, items);
+    let job = managed.device.submit(&managed.view, operation, items);
     let end = move |_: &DevicePage<'_>, _| last.end_ns.store(monotonic_ns(), Ordering::Relaxed);
     let end = managed.device.submit(&managed.view, end, &one);
     marks.open.store(true, Ordering::Release);

@@ -71,7 +71,7 @@ fn claims(setup: &Setup) -> Result<Vec<Figure>> {
 }
 
 fn empty(setup: &Setup) -> Result<Vec<Figure>> {
-    let space = Space::new_default()?;
+    let space = Space::new()?;
     let arms = Arms::in_turn(
         setup.samples(300),
         |_| {

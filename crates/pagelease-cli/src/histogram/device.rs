@@ -66,7 +66,7 @@ pub(super) fn feed(split: &Split<'_>, device: &SoftwareDevice, view: &View, chun
         {
             finish(oldest)?;
         }
-        let job = device.submit_shared(view, &operation, &batch.items);
+        let job = device.submit(view, operation.clone(), &batch.items);
         drop(starting.take());
         in_flight.push_back((job, split::len(&chunk)));
         next = split.take();

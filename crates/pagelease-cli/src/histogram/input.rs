@@ -1,7 +1,7 @@
 //! The file that is counted: opened, checked, and mapped a window at a time, so that any size works.
 //!
 //! Somebody else may write to the file meanwhile, so what is mapped is handed out as atomics. [`Input::check_unchanged`]
-//! says at the end whether somebody did: then two counts of it need not agree, and that is nobody's fault but the file's.
+//! says whether somebody did: then two counts of it need not agree, and that is no fault of the protocol's.
 //!
 //! Invariant: a window's bytes are mapped for as long as the window lives, whatever becomes of the file; see `shrunk`.
 
@@ -77,7 +77,11 @@ impl Input {
     }
 
     /// Maps `bytes` of the file, which lie within its length.
+    ///
+    /// # Errors
+    /// [`BadInput`] if the file has changed.
     pub(super) fn window(&self, bytes: Range<u64>) -> Result<Window> {
+        self.check_unchanged()?;
         let what = || anyhow::anyhow!("{:?}: mapping bytes {} to {} failed", self.path, bytes.start, bytes.end);
         Window::map(&self.file, bytes.clone()).map_err(|error| what().context(error))
     }

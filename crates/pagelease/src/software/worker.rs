@@ -1,19 +1,20 @@
 //! Workers: threads that run operations on the pages of their device's view.
 //!
-//! The fast path, [`Worker::operate`], on a page that the device has: a store, three loads, the operation, a store. No lock,
+//! The fast path, [`Post::operate`], on a page that the device has: a store, three loads, the operation, a store. No lock,
 //! no fence, no system call; see `lanes` for why that is enough.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use pagelease_protocol::{Access, PageIndex, PageRange};
+use pagelease_protocol::{Access, OwnerId, PageIndex, PageRange, PageWord};
 use pagelease_sys::fork;
 
 use super::job::{Item, Job, JobError, JobState};
+use super::lanes::Lane;
 use super::{DevicePage, Lanes, Operation, SoftwareConfig};
-use crate::device::{DeviceHandle, Loss};
+use crate::device::{DeviceCore, DeviceHandle, Loss, RegionId};
 use crate::error::SpaceError;
-use crate::sync::{Condvar, Mutex, Ordering, compiler_fence, relax, thread, tid};
+use crate::sync::{Condvar, Mutex, Ordering, Word, compiler_fence, relax, thread, tid};
 use crate::touch::single;
 use crate::view::{View, ViewCore};
 
@@ -45,8 +46,55 @@ struct Tasks {
 struct Task {
     job: Arc<JobState>,
     view: View,
-    operation: Arc<dyn Operation>,
+    program: Arc<dyn Program>,
     items: Vec<Item>,
+}
+
+/// An operation with the loop around it, so that the loop is compiled with the operation in it.
+pub(super) trait Program: Send + Sync {
+    /// Runs items, in order, until one's page is not the device's; how many it ran.
+    fn run_items(&self, post: &Post<'_>, items: &[Item]) -> usize;
+}
+
+impl<O: Operation> Program for O {
+    fn run_items(&self, post: &Post<'_>, items: &[Item]) -> usize {
+        items.iter().position(|item| !post.operate(self, *item)).unwrap_or(items.len())
+    }
+}
+
+/// What a worker has before it while it works on one view.
+pub(super) struct Post<'a> {
+    lane: &'a Lane,
+    region: RegionId,
+    words: &'a [Word],
+    device: OwnerId,
+    core: &'a DeviceCore,
+    view: &'a ViewCore,
+    config: SoftwareConfig,
+}
+
+impl Post<'_> {
+    /// Runs the operation if the device has the page; `false` if it has not.
+    #[inline]
+    fn operate(&self, operation: &impl Operation, item: Item) -> bool {
+        self.lane.publish(self.region, item.page);
+        // The compiler must not move the check before the publication; the CPU's own order is the invalidation's business.
+        compiler_fence(Ordering::SeqCst);
+        let usable = !self.config.exclusive || self.may_use(item.page);
+        if usable {
+            let page = DevicePage { words: self.view.words(item.page), pause: self.config.pause };
+            operation.run(&page, item.argument);
+        }
+        self.lane.withdraw();
+        usable
+    }
+
+    #[inline]
+    fn may_use(&self, page: PageIndex) -> bool {
+        PageWord::from_bits(self.words[page.as_usize()].load()).usable_by(self.device)
+            && !self.view.is_stopped()
+            && !self.core.is_lost()
+    }
 }
 
 impl Crew {
@@ -69,14 +117,14 @@ impl Crew {
         &self,
         device: &DeviceHandle<Lanes>,
         view: &View,
-        operation: &Arc<dyn Operation>,
+        program: &Arc<dyn Program>,
         parts: Vec<Vec<Item>>,
     ) -> Job {
         let busy = parts.iter().filter(|items| !items.is_empty()).count();
         let workers = u32::try_from(busy).expect("a thread each");
         let state = Arc::new(JobState::new(workers).expect("one page of memory"));
         for (queue, items) in self.queues.iter().zip(parts).filter(|(_, items)| !items.is_empty()) {
-            let task = Task { job: state.clone(), view: view.clone(), operation: operation.clone(), items };
+            let task = Task { job: state.clone(), view: view.clone(), program: program.clone(), items };
             queue.tasks.lock().expect("not poisoned").waiting.push_back(task);
             queue.changed.notify_one();
         }
@@ -144,50 +192,40 @@ impl Worker {
     }
 
     fn run_task(&self, task: &Task) -> Result<(), JobError> {
+        let post = self.post(task.view.core());
         let mut items = &task.items[..];
-        while let [item, rest @ ..] = items {
-            if self.operate(task, *item) {
-                items = rest;
-                continue;
+        loop {
+            items = &items[task.program.run_items(&post, items)..];
+            if items.is_empty() {
+                return Ok(());
             }
             if let Some(lost) = self.handle.lost() {
                 return Err(lost.into());
             }
-            items = self.claim_and_operate(task, items)?;
+            items = self.claim_and_operate(task, &post, items)?;
         }
-        Ok(())
     }
 
-    /// Runs the operation if the device has the page; `false` if it has not.
-    #[inline]
-    fn operate(&self, task: &Task, item: Item) -> bool {
-        let view: &ViewCore = task.view.core();
-        let lane = self.handle.lane(self.lane);
-        lane.publish(view.region.id, item.page);
-        // The compiler must not move the check before the publication; the CPU's own order is the invalidation's business.
-        compiler_fence(Ordering::SeqCst);
-        let usable = !self.config.exclusive || self.may_use(view, item.page);
-        if usable {
-            let page = DevicePage { words: view.words(item.page), pause: self.config.pause };
-            task.operation.run(&page, item.argument);
+    fn post<'a>(&'a self, view: &'a ViewCore) -> Post<'a> {
+        Post {
+            lane: self.handle.lane(self.lane),
+            region: view.region.id,
+            words: &view.region.words,
+            device: self.handle.id(),
+            core: &self.handle.core,
+            view,
+            config: self.config,
         }
-        lane.withdraw();
-        usable
-    }
-
-    #[inline]
-    fn may_use(&self, view: &ViewCore, page: PageIndex) -> bool {
-        view.region.word(page).usable_by(self.handle.id()) && !view.is_stopped() && !self.handle.core.is_lost()
     }
 
     /// Claims the first item's page, and in the same breath the pages that the items behind it lack; operates while it
     /// holds them. Returns what is left.
-    fn claim_and_operate<'a>(&self, task: &Task, items: &'a [Item]) -> Result<&'a [Item], JobError> {
+    fn claim_and_operate<'a>(&self, task: &Task, post: &Post<'_>, items: &'a [Item]) -> Result<&'a [Item], JobError> {
         let mut pages = [items[0].page; AHEAD];
         let mut count = 1;
         for item in items.iter().take(LOOK_AHEAD) {
             let known = pages[..count].contains(&item.page);
-            if count < AHEAD && !known && !self.may_use(task.view.core(), item.page) {
+            if count < AHEAD && !known && !post.may_use(item.page) {
                 pages[count] = item.page;
                 count += 1;
             }
@@ -199,13 +237,8 @@ impl Worker {
         }
         let _lease = task.view.claim_scattered(merge(&mut ranges[..count]), Access::Exclusive)?;
         // No more operations than were looked at: the pages are held meanwhile, and a touch of them waits.
-        let (ahead, rest) = items.split_at(items.len().min(LOOK_AHEAD));
-        for (index, item) in ahead.iter().enumerate() {
-            if !self.operate(task, *item) {
-                return Ok(&items[index..]);
-            }
-        }
-        Ok(rest)
+        let done = task.program.run_items(post, &items[..items.len().min(LOOK_AHEAD)]);
+        Ok(&items[done..])
     }
 
     /// The operation panicked on the page in the lane: the device cannot be trusted any more.

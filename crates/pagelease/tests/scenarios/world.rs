@@ -5,7 +5,7 @@
 //! the middle of a device's update in the mark or in an odd count.
 
 use core::fmt;
-use core::sync::atomic::{AtomicU64 as Uninteresting, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
 use std::sync::Arc;
 
@@ -84,21 +84,75 @@ pub(crate) fn pages(start: u32, end: u32) -> PageRange {
 
 /// How many updates of each page have been made. Not part of what is explored: counting is no scheduling point.
 #[derive(Clone)]
-pub(crate) struct Tally(Arc<[Uninteresting]>);
+pub(crate) struct Tally(Arc<[AtomicU64]>);
 
 impl Tally {
     pub(crate) fn made(&self, page: u32) {
         self.0[page as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Every update that was made, and no other, has reached its page; `count` gives what a page shows.
+    fn check(&self, count: impl Fn(u32) -> u64) {
+        for (page, made) in (0..).zip(self.0.iter()) {
+            let (count, made) = (count(page), made.load(Ordering::Relaxed));
+            assert_eq!(count, 2 * made, "page {page} has seen {made} updates, and shows half of this count");
+        }
+    }
+}
+
+/// The CPU: what every thread can do with the pages.
+#[derive(Clone)]
+pub(crate) struct Cpu {
+    sim: SimCpu,
+    tally: Tally,
+    reads_on: bool,
+    interrupted: Arc<AtomicBool>,
+}
+
+impl Cpu {
+    /// Updates the page; returns how many updates came before.
+    pub(crate) fn touch(&self, page: u32) -> u64 {
+        self.sim.store(word(page) + MARK, CPU);
+        let before = self.sim.fetch_add(word(page) + COUNT, 2);
+        self.tally.made(page);
+        before / 2
+    }
+
+    /// Reads how many updates the page has seen. One half done must not be seen, unless the device lets the CPU read on.
+    pub(crate) fn read(&self, page: u32) -> u64 {
+        let count = self.sim.load(word(page) + COUNT);
+        assert!(self.reads_on || count.is_multiple_of(2), "the CPU saw an update of page {page} half done");
+        count / 2
+    }
+
+    /// Whether a touch of the page waits.
+    pub(crate) fn is_waited_for(&self, page: u32) -> bool {
+        self.sim.is_waited_for(word(page))
+    }
+
+    /// Has the next claim that revokes pages interrupted there, by a signal handler of its thread that touches `page`.
+    /// Whether it was, tells [`Cpu::was_interrupted`], which must be asked: the handler keeps the region.
+    pub(crate) fn interrupt_next_claim(&self, page: u32) {
+        let (cpu, interrupted) = (self.clone(), self.interrupted.clone());
+        self.sim.on_revoked(move |_| {
+            if !interrupted.swap(true, Ordering::Relaxed) {
+                cpu.touch(page);
+            }
+        });
+    }
+
+    pub(crate) fn was_interrupted(&self) -> bool {
+        self.sim.clear_hook();
+        self.interrupted.load(Ordering::Relaxed)
     }
 }
 
 /// A space with one simulated region.
 pub(crate) struct World {
     pub(crate) setting: Setting,
-    pub(crate) tally: Tally,
     pub(crate) space: Space,
     pub(crate) region: Region,
-    pub(crate) cpu: SimCpu,
+    pub(crate) cpu: Cpu,
 }
 
 impl World {
@@ -112,9 +166,11 @@ impl World {
         let builder = Space::builder().simulated().faults(faults).restore(setting.restore);
         let space = builder.hold_limit(hold_limit).drain_limit(NEVER).build().expect("a simulated space needs nothing");
         let region = space.allocate(ByteLen(pages * pagelease_sys::page_size())).expect("a few pages");
-        let cpu = region.sim_cpu().expect("a simulated region");
-        let tally = Tally((0..pages).map(|_| Uninteresting::new(0)).collect());
-        Self { setting, tally, space, region, cpu }
+        let sim = region.sim_cpu().expect("a simulated region");
+        let tally = Tally((0..pages).map(|_| AtomicU64::new(0)).collect());
+        let reads_on = setting.access == Access::ExclusiveWrite;
+        let cpu = Cpu { sim, tally, reads_on, interrupted: Arc::default() };
+        Self { setting, space, region, cpu }
     }
 
     pub(crate) fn device(&self) -> Gadget {
@@ -123,42 +179,30 @@ impl World {
             signal_safe: self.setting.served != Served::Deputy,
             on_mapped: Mutex::new(None),
         };
-        let handle = self.space.register(driver).expect("few devices");
-        let view = self.region.attach(&handle).expect("attached once");
-        Gadget { handle, view, access: self.setting.access, tally: self.tally.clone() }
+        self.attach(self.space.register(driver).expect("few devices"))
     }
 
-    /// One update of the page by the CPU.
+    pub(crate) fn attach(&self, handle: DeviceHandle<Driver>) -> Gadget {
+        let view = self.region.attach(&handle).expect("it has no view yet");
+        Gadget { handle, view, access: self.setting.access, tally: self.tally() }
+    }
+
+    pub(crate) fn tally(&self) -> Tally {
+        self.cpu.tally.clone()
+    }
+
     pub(crate) fn touch(&self, page: u32) -> u64 {
-        self.cpu.store(word(page) + MARK, CPU);
-        let before = self.cpu.fetch_add(word(page) + COUNT, 2);
-        self.tally.made(page);
-        before / 2
+        self.cpu.touch(page)
     }
 
-    /// Reads how many updates the page has seen. One that is half done must not be seen, unless the CPU may read on.
     pub(crate) fn read(&self, page: u32) -> u64 {
-        let count = self.cpu.load(word(page) + COUNT);
-        assert!(
-            !self.setting.is_exclusive() || count.is_multiple_of(2),
-            "the CPU saw an update of page {page} half done"
-        );
-        count / 2
-    }
-
-    /// Whether a touch of the page waits.
-    pub(crate) fn is_waited_for(&self, page: u32) -> bool {
-        self.cpu.is_waited_for(word(page))
+        self.cpu.read(page)
     }
 
     /// The end: every update that was made, and no other, has reached its page; and what must hold whatever happened.
     pub(crate) fn finish(self) {
-        for (page, made) in (0..).zip(self.tally.0.iter()) {
-            // A write, so that the page comes back whatever the access.
-            let count = self.cpu.fetch_add(word(page) + COUNT, 0);
-            let made = made.load(Ordering::Relaxed);
-            assert_eq!(count, 2 * made, "page {page} has seen {made} updates, and shows half of that count");
-        }
+        // By a write, so that the page comes back whatever the access.
+        self.cpu.tally.check(|page| self.cpu.sim.fetch_add(word(page) + COUNT, 0));
         self.stats();
     }
 
@@ -201,6 +245,11 @@ pub(crate) struct Driver {
 impl Driver {
     fn has(&self, page: u32) -> bool {
         self.table.lock().expect("not poisoned")[page as usize]
+    }
+
+    /// Whether it has no page at all.
+    pub(crate) fn is_empty(&self) -> bool {
+        !self.table.lock().expect("not poisoned").contains(&true)
     }
 
     /// Maps the page without a claim, if `may` says under the lock that what was read before still holds.
@@ -277,6 +326,11 @@ impl Gadget {
 
     pub(crate) fn has(&self, page: u32) -> bool {
         self.handle.has(page)
+    }
+
+    /// As [`World::finish`], where the CPU has no access any more.
+    pub(crate) fn finish(self) {
+        self.tally.check(|page| self.view.words(PageIndex(page))[COUNT].load(Ordering::SeqCst));
     }
 
     /// Updates the page if the device has it: `false` if it has not. Lease or no lease.
