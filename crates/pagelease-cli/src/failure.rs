@@ -94,7 +94,8 @@ mod tests {
             in_one_line(message),
             "invalid value 'gpu' for '--device <DEVICE>' [possible values: software]; see --help"
         );
-        let message = "error: the following required arguments were not provided:\n  <FILE>\n\nUsage: pagelease <FILE>\n";
+        let message =
+            "error: the following required arguments were not provided:\n  <FILE>\n\nUsage: pagelease <FILE>\n";
         assert_eq!(in_one_line(message), "the following required arguments were not provided: <FILE>; see --help");
     }
 

@@ -134,7 +134,9 @@ fn the_words_have_every_figure() {
     let text = String::from_utf8(output.stdout).expect("UTF-8");
     assert!(output.status.success() && output.stderr.is_empty(), "{text}");
     assert!(text.contains("1,234 bytes into 256 counters"), "{text}");
-    for word in ["exact", "claims", "pages", "touches", "restores", "spurious", "longest wait", "single-threaded", "full"] {
+    for word in
+        ["exact", "claims", "pages", "touches", "restores", "spurious", "longest wait", "single-threaded", "full"]
+    {
         assert!(text.contains(word) || (word == "full" && text.contains("user-mode faults only")), "{word}: {text}");
     }
 }

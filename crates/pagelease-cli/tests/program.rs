@@ -18,7 +18,10 @@ fn help_names_what_there_is() {
     for (args, words) in [
         (&["--help"][..], &["doctor", "run", "Exit codes"][..]),
         (&["run", "--help"], &["histogram"]),
-        (&["run", "histogram", "--help"], &["--cpu-threads", "--device-workers", "--json", "--out", "racy", "in-thread"]),
+        (
+            &["run", "histogram", "--help"],
+            &["--cpu-threads", "--device-workers", "--json", "--out", "racy", "in-thread"],
+        ),
         (&["--version"], &[env!("CARGO_PKG_VERSION")]),
     ] {
         let output = pagelease(args).output().expect("it starts");
@@ -65,7 +68,9 @@ fn an_ordinary_user_counts_as_exactly() {
     fs::copy(env!("CARGO_BIN_EXE_pagelease"), &program).expect("a copy that everybody may run");
     let file = scratch.file("data", &sample(100_000));
     let secret = scratch.file("secret", b"not for everybody");
-    for (path, mode) in [(scratch.path(""), 0o755), (program.clone(), 0o755), (file.clone(), 0o644), (secret.clone(), 0)] {
+    for (path, mode) in
+        [(scratch.path(""), 0o755), (program.clone(), 0o755), (file.clone(), 0o644), (secret.clone(), 0)]
+    {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("permissions");
     }
     let as_user = |args: &[&str]| {

@@ -8,6 +8,7 @@
 //! Invariants: a `DeviceCore` lives in a mapping of the runtime's own, as does the driver's value; it outlives every page
 //! word that names it (a view is swept before it lets go of its device). `lost` is set once and never cleared.
 
+use core::cell::Cell;
 use core::ops::Deref;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -22,7 +23,8 @@ use crate::records::Record;
 use crate::service::monitor::release_watch;
 use crate::shared::{Shared, own_mapping};
 use crate::space::{Space, SpaceCore};
-use crate::sync::Deadline;
+use crate::stats::Counters;
+use crate::sync::{Deadline, now_ns};
 use crate::touch::Who;
 
 /// A device driver, as the runtime sees it.
@@ -86,7 +88,9 @@ pub struct Invalidation {
     pub(crate) cause: Cause,
     pub(crate) origin: Origin,
     pub(crate) toucher: Who,
-    pub(crate) deadline: Deadline,
+    pub(crate) limit: Duration,
+    /// When the device first said that it waits, and until when it may. The clock is read only then.
+    pub(crate) wait: Cell<Option<(u64, Deadline)>>,
     /// Monitors serve the space: the calling thread may be one.
     pub(crate) monitored: bool,
 }
@@ -127,10 +131,23 @@ impl Invalidation {
     /// be longer than a moment: other touches are then served by another monitor. Signal-safe.
     #[must_use]
     pub fn overdue(&self) -> bool {
-        if self.monitored {
-            release_watch();
+        let Some((_, deadline)) = self.wait.get() else {
+            if self.monitored {
+                release_watch();
+            }
+            self.wait.set(Some((now_ns(), Deadline::after(self.limit))));
+            return false;
+        };
+        deadline.passed()
+    }
+}
+
+impl Invalidation {
+    /// Counts the wait that has just ended, if there was one.
+    pub(crate) fn note_wait(&self, stats: &Counters) {
+        if let Some((since, _)) = self.wait.take() {
+            stats.wait_ns_max.at_least(now_ns().saturating_sub(since));
         }
-        self.deadline.passed()
     }
 }
 

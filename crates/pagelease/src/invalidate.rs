@@ -11,6 +11,8 @@
 //! meanwhile. When [`invalidate`] returns, none is in flight. It never waits for a hold, and for an operation no longer
 //! than the drain limit. Signal-safe if the device is.
 
+use core::cell::Cell;
+
 use pagelease_protocol::{Cause, Origin, OwnerId, PageRange, PageWord};
 
 use crate::device::{Invalidation, Loss};
@@ -19,7 +21,6 @@ use crate::records::SERVICE_TICKET;
 use crate::region::RegionCore;
 use crate::service::monitor::release_watch;
 use crate::space::Faults;
-use crate::sync::Deadline;
 use crate::touch::Who;
 
 /// Makes `owner` stop using `pages` of `region`. `toucher`: the thread whose touch it is, which is not waited for.
@@ -40,13 +41,14 @@ pub(crate) fn invalidate(
         space.stats.invalidations_spurious.one();
     }
     let begun = space.records.begin(region.id.0, pages, cause, origin);
-    let mut invalidation = Invalidation {
+    let invalidation = Invalidation {
         region: region.id,
         pages,
         cause,
         origin,
         toucher,
-        deadline: Deadline::after(space.config.drain_limit),
+        limit: space.config.drain_limit,
+        wait: Cell::new(None),
         monitored: space.config.faults == Faults::Monitor,
     };
     if invalidation.monitored && !device.device().signal_safe() {
@@ -59,10 +61,11 @@ pub(crate) fn invalidate(
             Err(stuck) => {
                 device.lose(region.id, stuck.page, Loss::Stuck);
                 region.cover(owner, stuck.page);
-                invalidation.deadline = Deadline::after(space.config.drain_limit);
+                invalidation.note_wait(&space.stats);
             }
         }
     }
+    invalidation.note_wait(&space.stats);
     if let Some(begun) = begun {
         space.records.end(&begun);
     }

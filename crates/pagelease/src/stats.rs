@@ -49,7 +49,7 @@ stats! {
     holds_broken_by_self,
     /// Touches that found the page held or busy and had to wait.
     waits,
-    /// The longest such wait, in nanoseconds.
+    /// The longest such wait, and the longest for an operation in flight to end, in nanoseconds.
     wait_ns_max,
     /// Touches that a monitor could not park because the list was full; it woke them to trap again.
     parks_refused,

@@ -40,24 +40,11 @@ impl Input {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file: File = match rustix::fs::open(path, flags, Mode::empty()) {
             Ok(file) => file.into(),
-            Err(Errno::NOENT) => return Err(bad("does not exist; name a file to count")),
-            Err(Errno::NXIO) => return Err(bad("is a socket or a device that is not there; name a regular file")),
-            Err(Errno::ACCESS) => return Err(bad("may not be read (permission denied); chmod it, or name another file")),
-            Err(errno) => return Err(bad(&format!("cannot be opened: {}; name a regular file", describe(errno)))),
+            Err(errno) => return Err(bad(&why_not_opened(errno))),
         };
         let as_opened = file.metadata().map_err(|error| bad(&format!("cannot be examined: {error}")))?;
-        let kind = as_opened.file_type();
-        if kind.is_dir() {
-            return Err(bad("is a directory; name a file in it"));
-        }
-        if kind.is_fifo() {
-            return Err(bad("is a pipe, which cannot be mapped; write what it carries to a file, and name that"));
-        }
-        if kind.is_char_device() || kind.is_block_device() {
-            return Err(bad("is a device file, which has no end to check against; copy what you want into a file"));
-        }
-        if as_opened.len() == 0 {
-            return Err(bad("is empty, or has no size as files of /proc have none; name a file with something to count"));
+        if let Some(why) = why_not_counted(&as_opened) {
+            return Err(bad(why));
         }
         let input = Self { file, path: path.to_owned(), as_opened };
         if let Err(error) = Window::map(&input.file, 0..1) {
@@ -104,10 +91,29 @@ impl Input {
     }
 }
 
-/// What the kernel says, without the number.
-fn describe(errno: Errno) -> String {
-    let text = io::Error::from(errno).to_string();
-    text.split(" (os error").next().unwrap_or_default().to_lowercase()
+fn why_not_opened(errno: Errno) -> String {
+    match errno {
+        Errno::NOENT => "does not exist; name a file to count".into(),
+        Errno::NXIO => "is a socket, or a device that is not there; name a regular file".into(),
+        Errno::ACCESS => "may not be read: permission denied; chmod it, or name another file".into(),
+        _ => format!("cannot be opened: {}; name a regular file", io::Error::from(errno)),
+    }
+}
+
+/// Says it of a file that could be opened.
+fn why_not_counted(file: &Metadata) -> Option<&'static str> {
+    let kind = file.file_type();
+    if kind.is_dir() {
+        Some("is a directory; name a file in it")
+    } else if kind.is_fifo() {
+        Some("is a pipe, which cannot be mapped; write what it carries to a file, and name that")
+    } else if kind.is_char_device() || kind.is_block_device() {
+        Some("is a device file, which is not counted; copy what you want of it to a file, and name that")
+    } else if file.len() == 0 {
+        Some("is empty (or, as in /proc, has no size); name a file with something in it")
+    } else {
+        None
+    }
 }
 
 /// Some of the file's bytes, mapped. Stays on the thread that made it, which handles its own faults.

@@ -25,12 +25,13 @@ impl Output {
     /// # Errors
     /// [`BadInput`]: it cannot be written, or it is the input.
     pub(super) fn open(path: &Path, input: &Input) -> Result<Self, BadInput> {
-        let remedy = "name a file in a directory that you may write to";
+        let bad = |why: &str| BadInput::new(format!("--out {path:?} {why}"));
         let is_new = !path.exists();
-        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path);
-        let file = file.map_err(|error| BadInput::new(format!("--out {path:?} cannot be written: {error}; {remedy}")))?;
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path).map_err(|error| {
+            bad(&format!("cannot be written: {error}; name a file in a directory that you may write to"))
+        })?;
         if file.metadata().is_ok_and(|out| input.is(&out)) {
-            return Err(BadInput::new(format!("--out {path:?} is the file to count; name another")));
+            return Err(bad("is the file to count; name another"));
         }
         Ok(Self { file, path: path.to_owned(), is_new })
     }

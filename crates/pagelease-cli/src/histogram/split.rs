@@ -36,7 +36,15 @@ impl<'a> Split<'a> {
         let share = input.len() / takers.saturating_mul(CHUNKS_EACH);
         // Even, so that no pair of bytes is split.
         let chunk = share.clamp(CHUNK_MIN, CHUNK_MAX).next_multiple_of(2);
-        Self { input, unit, progress, chunk, next: AtomicU64::new(0), stopped: AtomicBool::new(false), begun: OnceLock::new() }
+        Self {
+            input,
+            unit,
+            progress,
+            chunk,
+            next: AtomicU64::new(0),
+            stopped: AtomicBool::new(false),
+            begun: OnceLock::new(),
+        }
     }
 
     /// The next chunk; `None` when there is none left, or somebody has failed.

@@ -26,7 +26,8 @@ pub(crate) fn overlapping_claims(setting: Setting) {
         scope.spawn(|| low.work(pages(0, 3), 1));
         scope.spawn(|| high.work(pages(1, 4), 1));
         scope.spawn(|| {
-            let lease = scattered.view.claim_scattered(&[page(0), page(2)], setting.access).expect("nothing forbids it");
+            let lease =
+                scattered.view.claim_scattered(&[page(0), page(2)], setting.access).expect("nothing forbids it");
             assert!(scattered.try_update(0) && scattered.try_update(2), "it holds the pages");
             assert!(!scattered.has(1), "it asked for the first and the third page only");
             lease.end().expect("nobody breaks a hold without a limit");

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use pagelease::ClaimError;
 use pagelease::PageIndex;
 use pagelease::software::{DevicePage, Item, JobError, SoftwareConfig, SoftwareDevice};
-use pagelease::ClaimError;
 use shuttle::sync::atomic::{AtomicBool, Ordering};
 use shuttle::thread;
 

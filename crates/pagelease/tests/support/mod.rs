@@ -1,0 +1,158 @@
+//! What the test files share: a watchdog, a seeded generator, a device without hardware, child processes.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use pagelease::{
+    Device, Faults, Invalidation, NotDrained, PageIndex, PageRange, Region, Space, SpaceBuilder, SpaceError,
+};
+
+/// Longer than anything here takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+pub(crate) const MODES: [Faults; 2] = [Faults::Monitor, Faults::InThread];
+
+/// Aborts the process, with a message, unless it is dropped in time: a deadlock fails instead of hanging.
+pub(crate) struct Watchdog {
+    _done: mpsc::Sender<()>,
+}
+
+pub(crate) fn watchdog() -> Watchdog {
+    let name = std::thread::current().name().unwrap_or("a test").to_owned();
+    let (done, dropped) = mpsc::channel();
+    std::thread::spawn(move || {
+        if dropped.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+            // Not `eprintln`, which the test harness captures.
+            let _ = writeln!(std::io::stderr(), "\n*** {name} has not ended after {PATIENCE:?}: a deadlock?");
+            std::process::abort();
+        }
+    });
+    Watchdog { _done: done }
+}
+
+/// Makes a space of real memory. `None`, and says so, where userfaultfd is refused; then there is nothing to test.
+pub(crate) fn open(builder: SpaceBuilder) -> Option<Space> {
+    match builder.build() {
+        Ok(space) => Some(space),
+        Err(SpaceError::Userfaultfd(refused)) => {
+            let _ = writeln!(std::io::stderr(), "skipped: {refused}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// Waits for something that is about to become true; the watchdog bounds it.
+pub(crate) fn wait_until(what: impl Fn() -> bool) {
+    while !what() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Long enough for another thread to do something wrong in. No test fails because it is too short.
+pub(crate) fn a_while() {
+    std::thread::sleep(Duration::from_millis(30));
+}
+
+pub(crate) fn page(index: u32) -> PageIndex {
+    PageIndex(index)
+}
+
+pub(crate) fn pages(start: u32, end: u32) -> PageRange {
+    PageRange::new(start, end).expect("not empty")
+}
+
+pub(crate) fn one(index: u32) -> PageRange {
+    pages(index, index + 1)
+}
+
+/// The word `word` of page `index`, in the CPU view.
+pub(crate) fn at(region: &Region, index: u32, word: usize) -> &AtomicU64 {
+    &region.words()[index as usize * (region.granule().0 / 8) + word]
+}
+
+/// A device that keeps no page table, and does nothing unless a test makes it.
+pub(crate) struct Plain {
+    pub(crate) signal_safe: bool,
+}
+
+pub(crate) const PLAIN: Plain = Plain { signal_safe: true };
+
+impl Device for Plain {
+    fn name(&self) -> &'static str {
+        "plain"
+    }
+
+    fn signal_safe(&self) -> bool {
+        self.signal_safe
+    }
+
+    fn invalidate(&self, _: &Invalidation) -> Result<(), NotDrained> {
+        Ok(())
+    }
+}
+
+/// `SplitMix64`: small, and the same everywhere.
+pub(crate) struct Rng(u64);
+
+impl Rng {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Below `n`, which is not zero.
+    pub(crate) fn below(&mut self, n: u32) -> u32 {
+        u32::try_from(self.next() % u64::from(n)).expect("below a u32")
+    }
+
+    /// True once in `n` times.
+    pub(crate) fn one_in(&mut self, n: u32) -> bool {
+        self.below(n) == 0
+    }
+
+    /// A non-empty range of `count` pages, of at most `longest`.
+    pub(crate) fn range(&mut self, count: u32, longest: u32) -> PageRange {
+        let start = self.below(count);
+        pages(start, (start + 1 + self.below(longest)).min(count))
+    }
+
+    pub(crate) fn fork(&mut self) -> Self {
+        Self(self.next())
+    }
+}
+
+const CHILD: &str = "PAGELEASE_TEST_CHILD";
+
+/// Runs `body` in a process of its own: this test program again, told to run only the calling test, which is `test`.
+/// What it does to limits, privileges and signal handlers harms no other test.
+pub(crate) fn in_child(test: &str, body: impl FnOnce()) {
+    if std::env::var(CHILD).as_deref() == Ok(test) {
+        return body();
+    }
+    let _watchdog = watchdog();
+    let child = Command::new(std::env::current_exe().expect("its own path"))
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .env(CHILD, test)
+        .env("RUST_BACKTRACE", "0")
+        .stdin(Stdio::null())
+        .output()
+        .expect("runs itself");
+    let (out, err) = (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
+    for skipped in err.lines().filter(|line| line.starts_with("skipped:")) {
+        let _ = writeln!(std::io::stderr(), "{skipped}");
+    }
+    assert!(child.status.success(), "the child ended with {}\n{out}\n{err}", child.status);
+    assert!(out.contains("1 passed"), "the child ran no test named {test}\n{out}");
+}
