@@ -116,7 +116,7 @@ fn racy_loses_updates_and_is_no_failure() {
         let report = json(&file, &["--mode", "racy"]);
         assert_eq!((&report["mode"], number(&report, "total")), (&"racy".into(), u64::try_from(len).expect("64-bit")));
         assert_eq!(report["exact"] == true, number(&report, "lost_updates") == 0, "{report}");
-        let happened = ["claims", "pages_claimed", "touches", "invalidations"].map(|key| number(&report, key));
+        let happened = ["claims", "pages_claimed", "restores", "invalidations"].map(|key| number(&report, key));
         assert_eq!(happened, [0; 4], "nobody claims anything: {report}");
         if report["exact"] == false {
             break;

@@ -97,6 +97,8 @@ mod view;
 pub mod sim {
     pub(crate) use crate::backend::sim::NextFault;
     pub use crate::backend::sim::{SimCpu, WORDS};
+    #[cfg(pagelease_shuttle)]
+    pub use crate::sync::explored::{SignalsBlocked, block_signals, interrupt};
 }
 
 pub use backend::{BackendKind, Capabilities};

@@ -201,12 +201,16 @@ impl Records {
         })
     }
 
-    /// Whether `thread` holds `page` of `region` by a lease.
-    pub(crate) fn holds(&self, thread: u32, region: u32, page: PageIndex) -> bool {
-        self.live().any(|record| {
-            record.thread() == thread
-                && matches!(record.phase(), Phase::Held | Phase::Claiming | Phase::Committing)
-                && PageRange::single(page).is_some_and(|page| record.has_any(region, page))
+    /// Whether `thread` holds `page` of `region`, whose holds have this `generation`, by a lease. One that has lost the page
+    /// has another; and a claim holds none of those that it takes, up to its commit point.
+    pub(crate) fn holds(&self, thread: u32, region: u32, page: PageIndex, generation: u16) -> bool {
+        self.live().filter(|record| record.thread() == thread).any(|record| {
+            let entry = PageRange::single(page).and_then(|page| record.first_in(region, page));
+            entry.is_some_and(|entry| match record.phase() {
+                Phase::Held | Phase::Committing => entry.generation == generation,
+                Phase::Claiming => entry.generation == generation && !entry.taken,
+                Phase::Free | Phase::Subscribed => false,
+            })
         })
     }
 
@@ -348,16 +352,21 @@ impl<'a> Record<'a> {
     }
 
     /// Whether one of its entries lies in `range`. They ascend.
-    pub(crate) fn has_any(&self, region: u32, range: PageRange) -> bool {
+    fn has_any(&self, region: u32, range: PageRange) -> bool {
+        self.first_in(region, range).is_some()
+    }
+
+    /// The first of its entries that lies in `range`.
+    fn first_in(&self, region: u32, range: PageRange) -> Option<Entry> {
         if !self.overlaps(region, range) {
-            return false;
+            return None;
         }
         let (mut from, mut to) = (0, self.header().len.load(Ordering::Acquire) as usize);
         while from < to {
             let middle = from.midpoint(to);
             if self.entry(middle).page.0 < range.start() { from = middle + 1 } else { to = middle }
         }
-        from < self.len() && range.contains(self.entry(from).page)
+        (from < self.len()).then(|| self.entry(from)).filter(|entry| range.contains(entry.page))
     }
 
     fn overlaps(&self, region: u32, range: PageRange) -> bool {

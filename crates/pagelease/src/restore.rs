@@ -5,7 +5,7 @@
 //! wait for what this thread has busy.
 
 use pagelease_protocol::touch::{self as step, Service, TouchStep};
-use pagelease_protocol::{Cause, Obstacle, Origin, OwnerId, PageIndex, PageRange, PageWord};
+use pagelease_protocol::{Cause, Obstacle, Origin, OwnerId, PageIndex, PageRange, PageWord, hold};
 
 use crate::backend::Mapped;
 use crate::invalidate::invalidate;
@@ -64,7 +64,7 @@ pub(crate) fn bring_back(region: &RegionCore, pages: PageRange, of: Of, cause: C
         match (obstacle, patience) {
             (Obstacle::Held, Patience::Skip) => at += 1,
             (Obstacle::Held, Patience::None) => break_and_settle(region, PageIndex(at)),
-            _ => wait(region, PageIndex(at), obstacle, *since.get_or_insert_with(now_ns)),
+            _ => wait(region, PageIndex(at), of, obstacle, *since.get_or_insert_with(now_ns)),
         }
     }
 }
@@ -82,10 +82,10 @@ fn batch(region: &RegionCore, at: &mut u32, end: u32, of: Of, cause: Cause) -> O
         let page = PageIndex(*at);
         let word = region.word(page);
         match step::step(word, true) {
+            // Somebody else's by now.
+            _ if !word.busy() && !of.includes(word) => break,
             TouchStep::Wait(obstacle) if run_owner.is_none() => return Some(obstacle),
-            TouchStep::Take(next, Service::Restore(owner))
-                if of.includes(word) && run_owner.is_none_or(|run_owner| run_owner == owner) =>
-            {
+            TouchStep::Take(next, Service::Restore(owner)) if run_owner.is_none_or(|run_owner| run_owner == owner) => {
                 if region.swap(page, word, next.signed(SERVICE_TICKET)) {
                     generations[(*at - start) as usize] = word.generation();
                     run_owner = Some(owner);
@@ -112,12 +112,16 @@ fn break_and_settle(region: &RegionCore, page: PageIndex) {
     region.settle(page, word, word);
 }
 
-/// A prefetch is a touch in all but name: while it waits, no claim goes before it.
-fn wait(region: &RegionCore, page: PageIndex, obstacle: Obstacle, since_ns: u64) {
+/// A prefetch is a touch in all but name: while it waits, no claim goes before it. Whoever gives up a device's pages wants
+/// nothing back.
+fn wait(region: &RegionCore, page: PageIndex, of: Of, obstacle: Obstacle, since_ns: u64) {
     let deadline = if obstacle == Obstacle::Held { region.space.hold_deadline(since_ns) } else { Deadline::NEVER };
     let word = region.word(page);
-    let blocked = word.busy() || word.held();
-    if blocked && region.sleep(page, word, step::wait(word, true), deadline) == Waited::TimedOut {
+    if !word.busy() && !word.held() {
+        return;
+    }
+    let next = if of == Of::Any { step::wait(word, true) } else { hold::sleep(word) };
+    if region.sleep(page, word, next, deadline) == Waited::TimedOut {
         break_and_settle(region, page);
     }
 }

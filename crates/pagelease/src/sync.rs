@@ -12,6 +12,7 @@
 //! | [`now_ns`] | the monotonic clock | always 0 |
 //! | [`barrier`] | `membarrier` | nothing to do: sequential consistency is what a membarrier gives |
 //! | [`tid`] | the kernel's thread id | the number of the simulated thread |
+//! | signals | the kernel's | sent by a test, delivered before any access to a [`Word`], by the schedule's choice |
 //!
 //! What exploration cannot see is weak memory ordering; the stress tests on real memory are for that.
 
@@ -21,7 +22,7 @@ mod real;
 pub(crate) use real::*;
 
 #[cfg(pagelease_shuttle)]
-mod explored;
+pub(crate) mod explored;
 #[cfg(pagelease_shuttle)]
 pub(crate) use explored::*;
 

@@ -68,7 +68,8 @@ pub(crate) struct Toucher {
 pub(crate) enum Server {
     /// The touching thread itself, in its signal handler: it may sleep, but call signal-safe devices only.
     InThread,
-    /// A service thread, on behalf of a touching thread that sleeps until it is done: it may sleep, and call any device.
+    /// A service thread, on behalf of a touching thread that sleeps until it is done: it calls any device, and never waits
+    /// for a page.
     Deputy,
     /// A monitor: it never waits.
     Monitor,
@@ -127,14 +128,15 @@ pub(crate) fn serve(region: &RegionCore, page: PageIndex, toucher: Toucher, serv
                     continue;
                 }
                 match server {
-                    // Somebody else has taken the page meanwhile, and owes it now.
-                    Server::Owed => return Served::Done,
+                    // Somebody else has taken the page meanwhile, and owes it now; or the touch traps again, and waits in
+                    // its own thread: a deputy that waited for a hold would serve nobody else, the holder included.
+                    Server::Owed | Server::Deputy => return Served::Done,
                     Server::Monitor => {
                         if park(region, page, word) {
                             return Served::Parked;
                         }
                     }
-                    Server::InThread | Server::Deputy => {
+                    Server::InThread => {
                         sleep(region, page, word, obstacle, *since.get_or_insert_with(now_ns));
                     }
                 }
@@ -228,7 +230,7 @@ fn is_own_obstacle(region: &RegionCore, page: PageIndex, word: PageWord, obstacl
     let Some(tid) = who.tid() else { return false };
     match obstacle {
         Obstacle::Busy => claiming_record(region, word).is_some_and(|record| record.thread() == tid),
-        Obstacle::Held => region.space.records.holds(tid, region.id.0, page),
+        Obstacle::Held => region.space.records.holds(tid, region.id.0, page, word.generation()),
         Obstacle::Waiter => false,
     }
 }
@@ -259,12 +261,15 @@ fn serve_own_thread(region: &RegionCore, page: PageIndex, word: PageWord, touche
     } else if let Some(begun) = region.space.records.begin(region.id.0, single(page), Cause::Clear, Origin::default()) {
         region.space.records.end(&begun);
     }
+    let lost = if committing { record.entries().find(|entry| entry.page == page) } else { None };
+    if lost.is_some() {
+        // Mapping wakes the thread that a monitor serves: its claim must not find the page its own by then.
+        region.update(page, |word| word.signed(SERVICE_TICKET));
+    }
     map_for_cpu(region, single(page), Mapped::Writable);
-    if committing {
-        if let Some(entry) = record.entries().find(|entry| entry.page == page) {
-            region.update(page, |word| touch::take_over(word.unsigned(entry.generation)));
-            region.space.stats.holds_broken_by_self.one();
-        }
+    if let Some(entry) = lost {
+        region.update(page, |word| touch::take_over(word.unsigned(entry.generation)));
+        region.space.stats.holds_broken_by_self.one();
         region.space.stats.restores.one();
     }
     true

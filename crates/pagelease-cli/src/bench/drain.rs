@@ -5,56 +5,60 @@
 //! the same threads running. The drain's design is that one `membarrier`, so that the worker pays no fence; its goal leaves
 //! the other half for the trap, the mapping, and the operation in flight.
 //!
-//! Each sample waits until the device has the page again, and then a little, so that its worker is in its stride.
+//! The other busy threads are further workers of the device, each at work on a page of its own: those, a drain must not wait
+//! for. (A scheme that waits until every worker has passed a quiescent state would: for milliseconds, as soon as there are more
+//! threads than CPUs.)
 //!
-//! Placement: the touching thread here, the worker there, and of the other busy threads half here and half there. With those,
-//! the worker is often not running at all; if it was stopped within an operation, no scheme can take the page before it runs
-//! again, and such samples take milliseconds. The upper quartile shows them.
+//! Placement: the touching thread here, the page's worker there, the other workers half here and half there. Each sample begins
+//! when the page's worker is seen at work. Where it shares its CPU, it is often not running: stopped in the middle of an
+//! operation, it can be drained by no scheme before it runs again, and what one would measure is the scheduler.
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
-use std::thread::yield_now;
 
 use anyhow::{Result, ensure};
-use pagelease::software::{DevicePage, Item, Job};
+use pagelease::software::{DevicePage, Item, Job, SoftwareConfig};
 use pagelease::{Faults, PageIndex};
 use pagelease_sys::barrier::barrier;
 
-use super::Setup;
-use super::cpus::{Spin, Spinner};
 use super::figure::Figure;
 use super::managed::{Managed, pages};
-use super::stats::{Arms, Random, spin_for, time};
+use super::stats::{Arms, time};
+use super::{Setup, cpus};
 
-/// Items of a job: some milliseconds of work.
-const ITEMS: usize = 1 << 18;
+/// Items of a job, for each worker: some milliseconds of work.
+const ITEMS: usize = 1 << 16;
 
 /// Jobs in the device's queue: enough that it never runs dry while this thread waits for its CPU.
-const JOBS: usize = 4;
+const JOBS: usize = 8;
 
+/// The page that is taken, and by its number the worker that has it.
 const PAGE: PageIndex = PageIndex(0);
 
 /// The word that each operation counts in.
 const WORD: usize = 1;
 
-/// From the device's having the page back to the next sample, at least; and at most twice that.
-const PAUSE_NS: u32 = 50_000;
+/// Operations of the page's worker before it is taken again: it is in its stride, and holds no lease.
+const STRIDE: u64 = 1000;
 
 pub(super) fn run(setup: &Setup) -> Result<Vec<Figure>> {
-    let managed = Managed::new(Faults::InThread, 1, setup.cpus.there)?;
     let mut figures = Vec::new();
-    for (busy, rounds) in [(0, 3000), (2, 600), (4, 400)] {
-        let sides = [setup.cpus.here, setup.cpus.there];
-        let spinners = (0..busy).map(|index| Spinner::start(sides[index % 2], Spin::Busy));
-        let _spinners: Vec<Spinner> = spinners.collect::<Result<_>>()?;
-        let arms = measure(&managed, setup.samples(rounds))?;
-        figures.push(Figure::of(format!("{busy} other busy threads"), &arms, 1).goal(2.0));
+    for (others, rounds) in [(0, 3000), (2, 600), (4, 400)] {
+        let workers = 1 + others;
+        let config = SoftwareConfig { workers, ..SoftwareConfig::default() };
+        let managed = Managed::with_device(Faults::InThread, workers, setup.cpus.there, config)?;
+        for worker in 1..workers {
+            let cpu = [setup.cpus.here, setup.cpus.there][worker % 2];
+            cpus::pin_named(&format!("{}{worker}", Managed::WORKER), 1, cpu)?;
+        }
+        let arms = measure(&managed, workers, setup.samples(rounds))?;
+        figures.push(Figure::of(format!("{others} other busy threads"), &arms, 1).goal(2.0));
     }
     Ok(figures)
 }
 
-fn measure(managed: &Managed, rounds: usize) -> Result<Arms> {
-    let device = core::cell::RefCell::new(Working::new(managed));
+fn measure(managed: &Managed, workers: usize, rounds: usize) -> Result<Arms> {
+    let device = core::cell::RefCell::new(Working::new(managed, workers));
     let arms = Arms::in_turn(
         rounds,
         |_| {
@@ -70,50 +74,44 @@ fn measure(managed: &Managed, rounds: usize) -> Result<Arms> {
     Ok(arms)
 }
 
-/// A device that works on the page without pause.
+/// A device whose workers work without pause, each on one page.
 struct Working<'a> {
     managed: &'a Managed,
     items: Vec<Item>,
     jobs: VecDeque<Job>,
-    random: Random,
     submitted: u64,
-    before: u64,
 }
 
 impl<'a> Working<'a> {
-    fn new(managed: &'a Managed) -> Self {
-        Self {
-            managed,
-            items: vec![Item { page: PAGE, argument: 0 }; ITEMS],
-            jobs: VecDeque::new(),
-            random: Random(1),
-            submitted: 0,
-            before: count(managed),
-        }
+    fn new(managed: &'a Managed, workers: usize) -> Self {
+        let pages = managed.view.pages().iter();
+        let items = pages.flat_map(|page| [Item { page, argument: 0 }; ITEMS]).collect::<Vec<_>>();
+        debug_assert_eq!(items.len(), workers * ITEMS);
+        Self { managed, items, jobs: VecDeque::new(), submitted: 0 }
     }
 
-    /// Returns when it has the page, and has work for long.
+    /// Returns when the device has work for long, and the page's worker is seen at it.
     fn work(&mut self) -> Result<()> {
-        loop {
-            while self.jobs.front().is_some_and(Job::is_over)
-                && let Some(job) = self.jobs.pop_front()
-            {
-                job.wait()?;
-            }
-            while self.jobs.len() < JOBS {
-                let Managed { device, view, .. } = self.managed;
-                let add_one = |page: &DevicePage<'_>, _| page.update(WORD, |count| count + 1);
-                self.jobs.push_back(device.submit(view, add_one, &self.items));
-                self.submitted += 1;
-            }
-            while !self.managed.has(PAGE) {
-                yield_now();
-            }
-            spin_for(u64::from(PAUSE_NS + self.random.below(PAUSE_NS)));
-            if self.managed.has(PAGE) && !self.jobs[JOBS - 1].is_over() {
-                return Ok(());
-            }
+        while self.jobs.front().is_some_and(Job::is_over)
+            && let Some(job) = self.jobs.pop_front()
+        {
+            job.wait()?;
         }
+        while self.jobs.len() < JOBS {
+            let add_one = |page: &DevicePage<'_>, _| page.update(WORD, |count| count + 1);
+            self.jobs.push_back(self.managed.device.submit(&self.managed.view, add_one, &self.items));
+            self.submitted += 1;
+        }
+        let begin = self.done();
+        while self.done() < begin + STRIDE {
+            core::hint::spin_loop();
+        }
+        Ok(())
+    }
+
+    /// The operations that the page's worker has done.
+    fn done(&self) -> u64 {
+        self.managed.view.words(PAGE)[WORD].load(Ordering::Relaxed)
     }
 
     /// Waits for the rest, and checks that no update was lost to all the taking away.
@@ -121,14 +119,11 @@ impl<'a> Working<'a> {
         for job in self.jobs {
             job.wait()?;
         }
-        let (counted, expected) = (count(self.managed) - self.before, self.submitted * ITEMS as u64);
+        let all = pages(0, self.managed.view.pages().len() as usize);
+        self.managed.region.prefetch(all);
+        let count = |page| self.managed.view.words(page)[WORD].load(Ordering::Relaxed);
+        let (counted, expected) = (all.iter().map(count).sum::<u64>(), self.submitted * self.items.len() as u64);
         ensure!(counted == expected, "of {expected} updates {counted} were counted");
         Ok(())
     }
-}
-
-/// What the operations have counted, as the CPU sees it.
-fn count(managed: &Managed) -> u64 {
-    managed.region.prefetch(pages(0, 1));
-    managed.region.words()[WORD].load(Ordering::Relaxed)
 }

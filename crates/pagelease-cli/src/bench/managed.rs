@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Result;
 use pagelease::software::{SoftwareConfig, SoftwareDevice};
-use pagelease::{Access, ByteLen, Faults, PageIndex, PageRange, Region, Space, View};
+use pagelease::{Access, ByteLen, Faults, PageRange, Region, Space, View};
 use pagelease_sys::page_size;
 
 use super::cpus;
@@ -38,15 +38,23 @@ const MONITOR: &str = "pagelease-monitor";
 const MONITORS: usize = 2;
 
 impl Managed {
+    /// What the runtime calls a software device's workers; their number follows.
+    pub(super) const WORKER: &str = "pagelease-sw-";
+
     /// A region of `count` pages that exist and are the CPU's. The threads of the runtime run on `service_cpu`.
     pub(super) fn new(faults: Faults, count: usize, service_cpu: usize) -> Result<Self> {
+        Self::with_device(faults, count, service_cpu, SoftwareConfig::default())
+    }
+
+    /// The same with a device of another kind.
+    pub(super) fn with_device(faults: Faults, count: usize, service_cpu: usize, config: SoftwareConfig) -> Result<Self> {
         let space = Space::builder().faults(faults).build()?;
         if faults == Faults::Monitor {
             cpus::pin_named(MONITOR, MONITORS, service_cpu)?;
         }
         let region = space.allocate(ByteLen(count * page_size()))?;
-        let device = SoftwareDevice::start(&space, SoftwareConfig::default())?;
-        cpus::pin_named("pagelease-sw-", 1, service_cpu)?;
+        let device = SoftwareDevice::start(&space, config)?;
+        cpus::pin_named(Self::WORKER, config.workers, service_cpu)?;
         let view = device.attach(&region)?;
         let managed = Self { view, region, device, space };
         managed.take(pages(0, count))?;
@@ -69,10 +77,5 @@ impl Managed {
     #[inline]
     pub(super) fn touch(&self, page: usize) {
         core::hint::black_box(self.region.words()[page * words_per_page()].load(Ordering::Relaxed));
-    }
-
-    /// Whether the device has a page.
-    pub(super) fn has(&self, page: PageIndex) -> bool {
-        self.view.has(page)
     }
 }

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use pagelease::software::{DevicePage, Item, Operation};
-use pagelease::{ByteLen, Faults, PageIndex, View};
+use pagelease::{ByteLen, Faults, PageIndex, Region, View};
 use pagelease_sys::page_size;
 
 use super::Setup;
@@ -50,7 +50,7 @@ struct Peers {
     managed: Managed,
     bare: Arc<Bare>,
     /// One page that the device keeps: the floor's jobs need one to run on.
-    desk: View,
+    desk: (View, Region),
     pages: usize,
 }
 
@@ -90,7 +90,8 @@ impl Peers {
         let count = len / page_size();
         let managed = Managed::new(faults, count, setup.cpus.there)?;
         let bare = Arc::new(Bare::new(count, Trap::None)?);
-        let desk = managed.device.attach(&managed.space.allocate(ByteLen(page_size()))?)?;
+        let desk = managed.space.allocate(ByteLen(page_size()))?;
+        let desk = (managed.device.attach(&desk)?, desk);
         let mut random = Random(7);
         let half: Vec<Item> = managed.view.pages().iter()
             .filter(|_| random.below(2) == 0)
@@ -143,7 +144,7 @@ impl Peers {
         let (done, ns) = Handler::sigsegv(&self.bare).during(|| {
             time(|| {
                 self.bare.protect(false)?;
-                self.managed.device.submit(&self.desk, update, &desk).wait()?;
+                self.managed.device.submit(&self.desk.0, update, &desk).wait()?;
                 cpu.iter().for_each(|&word| add_one(&words[word]));
                 Ok::<_, anyhow::Error>(())
             })

@@ -4,14 +4,18 @@
 //! sequence bring ever more neighbours along, so that few of them trap. Floor: one single `UFFDIO_CONTINUE` of the whole
 //! range, which knows beforehand what will be read, and reads nothing.
 //!
-//! Placement: the reading thread here. The monitors there, awake; here is kept awake too (see `touch`).
+//! Placement: the reading thread here. Whoever maps the pages, a monitor or the floor, runs where the case says: here as the
+//! reader does, or there, kept awake (here is then, too; see `touch`). There, it has to fetch from this CPU's caches what the
+//! claim has just written of every page, in both arms.
+
+use std::thread::scope;
 
 use anyhow::Result;
 use pagelease::Faults;
 
 use super::Setup;
 use super::bare::{Bare, Trap};
-use super::cpus::{Spin, Spinner};
+use super::cpus::{self, Spin, Spinner};
 use super::figure::Figure;
 use super::managed::{Managed, pages};
 use super::stats::{Arms, spin_for, time};
@@ -22,24 +26,33 @@ const PAGES: usize = 16384;
 const RESIDENCY_NS: u64 = 3_000_000;
 
 pub(super) fn run(setup: &Setup) -> Result<Vec<Figure>> {
+    let (here, there) = (setup.cpus.here, setup.cpus.there);
     let bare = Bare::new(PAGES, Trap::Message)?;
     let mut figures = Vec::new();
-    for (faults, case, goal) in [
-        (Faults::InThread, "in-thread, a page of 16384", 1.4),
-        (Faults::Monitor, "monitor, awake, a page of 16384", 2.0),
-    ] {
-        let cpus = [setup.cpus.here, setup.cpus.there];
-        let awake = if faults == Faults::Monitor { &cpus[..] } else { &[] };
+    for (faults, place, goal) in
+        [(Faults::InThread, here, 1.4), (Faults::Monitor, here, 2.0), (Faults::Monitor, there, 2.0)]
+    {
+        let awake: &[usize] = if place == there { &[here, there] } else { &[] };
         let _awake: Vec<Spinner> = awake.iter().map(|&cpu| Spinner::start(cpu, Spin::Awake)).collect::<Result<_>>()?;
-        let managed = Managed::new(faults, PAGES, setup.cpus.there)?;
-        let arms = read_back(&managed, &bare, setup.samples(80))?;
-        figures.push(Figure::of(case, &arms, PAGES).goal(goal));
+        let managed = Managed::new(faults, PAGES, place)?;
+        let arms = read_back(&managed, &bare, place, setup.samples(80))?;
+        let case = match (faults, place == here) {
+            (Faults::InThread, _) => "in-thread",
+            (Faults::Monitor, true) => "monitor, its CPU awake",
+            (Faults::Monitor, false) => "monitor, another CPU, awake",
+        };
+        figures.push(Figure::of(format!("{case}, a page of {PAGES}"), &arms, PAGES).goal(goal));
     }
     Ok(figures)
 }
 
-fn read_back(managed: &Managed, bare: &Bare, rounds: usize) -> Result<Arms> {
+fn read_back(managed: &Managed, bare: &Bare, place: usize, rounds: usize) -> Result<Arms> {
     let span = bare.span(0, PAGES);
+    let give = || -> Result<u64> {
+        cpus::pin(None, place)?;
+        let (given, ns) = time(|| bare.give(span));
+        given.map(|()| ns)
+    };
     Arms::in_turn(
         rounds,
         |_| {
@@ -49,9 +62,7 @@ fn read_back(managed: &Managed, bare: &Bare, rounds: usize) -> Result<Arms> {
         },
         |_| {
             bare.revoke(span)?;
-            let (given, ns) = time(|| bare.give(span));
-            given?;
-            Ok(ns)
+            scope(|scope| scope.spawn(give).join().expect("it does not panic"))
         },
     )
 }

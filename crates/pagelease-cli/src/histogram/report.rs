@@ -9,15 +9,18 @@ use serde::Serialize;
 use super::count::{Counts, Shared};
 use super::{Args, Mode};
 
+/// The device claims the pages it works on.
+const EXCLUSIVE: &str = "exclusive";
+
 /// What `--json` prints.
 #[derive(Serialize)]
 pub(super) struct Report {
     mode: &'static str,
     faults: &'static str,
     privilege: &'static str,
-    pub(super) exact: bool,
+    exact: bool,
     total: u64,
-    pub(super) lost_updates: u64,
+    lost_updates: u64,
     claims: u64,
     pages_claimed: u64,
     claims_already_held: u64,
@@ -28,15 +31,17 @@ pub(super) struct Report {
     wait_ns_max: u64,
     elapsed_ns: u64,
     reference_elapsed_ns: u64,
+    #[serde(skip)]
+    wrong_counters: usize,
 }
 
 impl Report {
     pub(super) fn new(mode: Mode, space: &Space, counts: &Counts, reference: &Counts) -> Self {
         let stats = space.stats();
-        let pairs = reference.counters.iter().zip(&counts.counters);
+        let pairs = || reference.counters.iter().zip(&counts.counters);
         Self {
             mode: match mode {
-                Mode::Exclusive => "exclusive",
+                Mode::Exclusive => EXCLUSIVE,
                 Mode::Racy => "racy",
             },
             faults: match space.faults() {
@@ -49,7 +54,7 @@ impl Report {
             },
             exact: reference.counters == counts.counters,
             total: reference.counters.iter().sum(),
-            lost_updates: pairs.map(|(right, counted)| right.saturating_sub(*counted)).sum(),
+            lost_updates: pairs().map(|(right, counted)| right.saturating_sub(*counted)).sum(),
             claims: stats.claims,
             pages_claimed: stats.pages_claimed,
             claims_already_held: stats.claims_already_held,
@@ -60,7 +65,16 @@ impl Report {
             wait_ns_max: stats.wait_ns_max,
             elapsed_ns: counts.elapsed_ns,
             reference_elapsed_ns: reference.elapsed_ns,
+            wrong_counters: pairs().filter(|(right, counted)| right != counted).count(),
         }
+    }
+
+    /// What is wrong, if anything is that should not be: in racy mode, updates may be lost.
+    pub(super) fn defect(&self) -> Option<String> {
+        let (wrong, lost, total) = (self.wrong_counters, self.lost_updates, self.total);
+        (self.mode == EXCLUSIVE && !self.exact).then(|| {
+            format!("{wrong} counters differ from the single-threaded count, {lost} of {total} updates are missing")
+        })
     }
 }
 
@@ -74,18 +88,22 @@ pub(super) struct Words<'a> {
 impl Words<'_> {
     fn verdict(&self) -> String {
         let Report { exact, lost_updates, total, .. } = *self.report;
-        let (lost, total) = (HumanCount(lost_updates), HumanCount(total));
-        match (exact, self.args.mode) {
-            (true, Mode::Exclusive) => "yes: every counter is what the single-threaded count says".into(),
-            (true, Mode::Racy) => "yes, by luck: CPU and device never met on a counter; try a larger file".into(),
-            (false, Mode::Racy) => format!("no: {lost} of {total} updates were lost, for want of exclusivity"),
-            (false, Mode::Exclusive) => format!("NO: {lost} of {total} updates were lost; this is a defect"),
+        match (exact, self.report.defect()) {
+            (_, Some(defect)) => format!("NO: {defect}"),
+            (true, None) if self.report.mode == EXCLUSIVE => {
+                "yes: every counter is what the single-threaded count says".into()
+            }
+            (true, None) => "yes, by luck: CPU and device never met on a counter; try a larger file".into(),
+            (false, None) => {
+                let (lost, total) = (HumanCount(lost_updates), HumanCount(total));
+                format!("no: {lost} of {total} updates were lost, for want of exclusivity")
+            }
         }
     }
 
     fn way(&self) -> &'static str {
-        match (self.args.mode, self.report.faults) {
-            (Mode::Racy, _) => "racy: the device works on pages without having them",
+        match (self.report.mode, self.report.faults) {
+            (mode, _) if mode != EXCLUSIVE => "racy: the device works on pages without having them",
             (_, "monitor") => "exclusive; touches served by monitor threads",
             _ => "exclusive; touches served by the touching thread",
         }
@@ -169,6 +187,22 @@ fn time(nanoseconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_difference_is_a_defect_but_for_racy_mode() {
+        let space = Space::builder().simulated().build().expect("a simulated space");
+        let counts = |counters: [u64; 3]| Counts { counters: counters.into(), elapsed_ns: 1 };
+        let report = |mode, counters| Report::new(mode, &space, &counts(counters), &counts([5, 0, 7]));
+
+        let right = report(Mode::Exclusive, [5, 0, 7]);
+        assert_eq!((right.exact, right.total, right.lost_updates, right.defect()), (true, 12, 0, None));
+        let wrong = report(Mode::Exclusive, [3, 1, 6]);
+        assert_eq!((wrong.exact, wrong.lost_updates), (false, 3), "what is too many does not make up for it");
+        assert!(wrong.defect().is_some_and(|defect| defect.starts_with("3 counters differ")));
+        assert!(report(Mode::Exclusive, [5, 1, 7]).defect().is_some(), "too many is wrong as well");
+        let racy = report(Mode::Racy, [3, 0, 7]);
+        assert_eq!((racy.exact, racy.lost_updates, racy.defect()), (false, 2, None));
+    }
 
     #[test]
     fn a_time_has_a_fitting_unit() {

@@ -90,3 +90,42 @@ fn replace(page: usize, end: usize) -> bool {
     // SAFETY: replaces pages of a window of this thread's, which is only read, and as atomics, by others than the compiler.
     unsafe { mmap_anonymous(start, end - page, ProtFlags::READ, flags) }.is_ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{File, remove_file};
+    use std::process::Command;
+
+    use pagelease::{Faults, Space};
+
+    use super::super::input::Input;
+    use super::*;
+
+    /// In a process of its own, as handlers are the process's, and other tests install theirs.
+    #[test]
+    fn a_window_outlives_what_it_shows() {
+        let this = std::env::current_exe().expect("the path of this program");
+        let test = "histogram::shrunk::tests::in_a_process_of_its_own";
+        let output = Command::new(this).args([test, "--exact", "--ignored"]).output().expect("it starts");
+        assert!(output.status.success(), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"), "{output:?}");
+    }
+
+    #[test]
+    #[ignore = "changes handlers of the process; a_window_outlives_what_it_shows runs it"]
+    fn in_a_process_of_its_own() {
+        let path = std::env::temp_dir().join(format!("pagelease-shrunk-{}", std::process::id()));
+        let page = page_size();
+        std::fs::write(&path, vec![7; 3 * page]).expect("a file");
+        let input = Input::open(&path).expect("an input");
+        install().expect("our handler");
+        let _in_front = Space::builder().faults(Faults::InThread).build().expect("a space");
+
+        let window = input.window(1..input.len()).expect("a window");
+        File::options().write(true).open(&path).and_then(|file| file.set_len(1)).expect("it shrinks");
+        remove_file(&path).expect("our file");
+        // What follows the new end in its page is zeroed by the kernel, the pages behind it are gone.
+        assert!(window.bytes().iter().all(|byte| byte.load(Relaxed) == 0));
+        assert!(was_seen() && input.check_unchanged().is_err());
+    }
+}

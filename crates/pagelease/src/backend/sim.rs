@@ -18,7 +18,7 @@ use super::{Backend, BackendKind, Capabilities, MapOutcome, Mapped, ViewMemory};
 use crate::region::RegionCore;
 use crate::shared::Shared;
 use crate::space::Faults;
-use crate::sync::{AtomicU64, Condvar, Deadline, Mutex, Ordering, Waited, wait_until};
+use crate::sync::{AtomicU64, Condvar, Deadline, Mutex, Ordering, Waited, block_signals, wait_until};
 use crate::touch::{self, Server, Toucher, Who};
 
 /// Words a simulated page has.
@@ -279,6 +279,8 @@ impl SimCpu {
     fn trap(&self, page: PageIndex, write: bool) {
         let tid = crate::sync::tid();
         if self.region.space.config.faults == Faults::InThread {
+            // As in the SIGBUS handler.
+            let _blocked = block_signals();
             self.region.space.stats.touches.one();
             touch::serve(&self.region, page, Toucher { who: Who::Thread(tid), write: Some(write) }, Server::InThread);
             return;

@@ -1,5 +1,6 @@
 //! `shuttle`'s primitives, for schedule exploration.
 
+use core::cell::{Cell, RefCell};
 use core::ops::Deref;
 use core::time::Duration;
 
@@ -23,10 +24,12 @@ pub(crate) struct Word {
 
 impl Word {
     pub(crate) fn load(&self) -> u32 {
+        maybe_interrupted();
         self.value.load(Ordering::SeqCst)
     }
 
     pub(crate) fn swap_if(&self, current: u32, next: u32) -> Result<(), u32> {
+        maybe_interrupted();
         self.value.compare_exchange(current, next, Ordering::SeqCst, Ordering::SeqCst).map(|_| ())
     }
 
@@ -114,8 +117,43 @@ pub(crate) fn tid() -> u32 {
     u32::try_from(id).expect("few simulated threads") + 1
 }
 
-/// Simulated threads have no signal handlers.
-pub(crate) fn block_signals() {}
+type Handler = Box<dyn FnOnce()>;
+
+shuttle::thread_local! {
+    /// The handler of a signal that is on its way to the thread.
+    static PENDING: RefCell<Option<Handler>> = RefCell::new(None);
+    /// How many [`SignalsBlocked`] the thread has.
+    static BLOCKED: Cell<u32> = Cell::new(0);
+}
+
+/// Sends the calling thread a signal, whose `handler` interrupts it before some access to a [`Word`], by the schedule's
+/// choice; once, and not while it has signals blocked.
+pub fn interrupt(handler: impl FnOnce() + 'static) {
+    PENDING.with(|pending| *pending.borrow_mut() = Some(Box::new(handler)));
+}
+
+fn maybe_interrupted() {
+    let deliverable = BLOCKED.with(Cell::get) == 0 && PENDING.with(|pending| pending.borrow().is_some());
+    if deliverable && shuttle::rand::thread_rng().gen_bool(0.1) {
+        let handler = PENDING.with(|pending| pending.borrow_mut().take());
+        handler.into_iter().for_each(|handler| handler());
+    }
+}
+
+/// No signal handler of the calling thread runs while this lives.
+pub struct SignalsBlocked(());
+
+/// Keeps every signal handler of the calling thread from running until the guard is dropped.
+pub fn block_signals() -> SignalsBlocked {
+    BLOCKED.with(|blocked| blocked.set(blocked.get() + 1));
+    SignalsBlocked(())
+}
+
+impl Drop for SignalsBlocked {
+    fn drop(&mut self) {
+        BLOCKED.with(|blocked| blocked.set(blocked.get() - 1));
+    }
+}
 
 pub(crate) fn barrier() {
     thread::yield_now();

@@ -1,8 +1,11 @@
 //! What a test of the suite works with: a space of one backend in one fault mode, and CPU accesses that look the same on
 //! real and on simulated memory.
 
+use std::fmt::Debug;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use pagelease::sim::SimCpu;
 use pagelease::{BackendKind, ByteLen, DeviceHandle, Faults, Region, Space, SpaceBuilder, Stats};
@@ -93,7 +96,7 @@ impl Rig {
 
     /// A space with the defaults, but that it waits for a lease for ever.
     pub(crate) fn patient(self) -> Bench {
-        self.bench(|builder| builder.hold_limit(std::time::Duration::MAX))
+        self.bench(|builder| builder.hold_limit(Duration::MAX))
     }
 }
 
@@ -115,11 +118,22 @@ impl Bench {
     pub(crate) fn stats(&self) -> Stats {
         self.space.stats()
     }
+
+    /// Asserts what the counters come to. Some are raised by a monitor that has already let the touching thread go on, so
+    /// they get the time to.
+    #[track_caller]
+    pub(crate) fn expect<T: PartialEq + Debug>(&self, counters: impl Fn(&Stats) -> T, expected: T) {
+        let begin = Instant::now();
+        while counters(&self.stats()) != expected && begin.elapsed() < Duration::from_secs(5) {
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(counters(&self.stats()), expected, "{:?}", self.stats());
+    }
 }
 
 impl Drop for Bench {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if thread::panicking() {
             return;
         }
         let stats = self.stats();

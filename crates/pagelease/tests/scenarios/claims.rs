@@ -89,8 +89,10 @@ pub(crate) fn hold_limit_breaks_a_hold_for_a_claim(setting: Setting) {
     thread::scope(|scope| {
         scope.spawn(|| {
             // Its own hold may be broken as well.
-            while !claimer.try_update(0) {
-                drop(claimer.claim(page(0)));
+            let mut updated = false;
+            while !updated {
+                let _lease = claimer.claim(page(0));
+                updated = claimer.try_update(0);
             }
         });
         scope.spawn(|| world.touch(0));

@@ -1,5 +1,8 @@
 //! A thread that touches what it holds or is about to claim: itself, or in a signal handler.
 
+use std::sync::Arc;
+
+use pagelease::sim::interrupt;
 use shuttle::sync::atomic::{AtomicBool, Ordering};
 use shuttle::thread;
 
@@ -65,33 +68,26 @@ pub(crate) fn touch_while_it_holds_another_page(setting: Setting) {
     world.finish();
 }
 
-/// A signal handler touches a page that its own thread is just claiming. Reveals a claim that does not notice, or waits
-/// for itself.
+/// A signal handler touches a page that its own thread is just claiming, from the CPU and from another device. Reveals a
+/// claim that does not notice, or waits for itself.
 pub(crate) fn handler_touches_in_its_claim(setting: Setting) {
     let world = World::new(setting, 2);
     let (gadget, other) = (world.device(), world.device());
     other.claim_and_update(page(1));
-    world.cpu.interrupt_next_claim(1);
+    let cpu = world.cpu.clone();
+    world.cpu.interrupt_next_claim(move || {
+        cpu.touch(0);
+        cpu.touch(1);
+    });
     thread::scope(|scope| {
         scope.spawn(|| gadget.claim_and_update(pages(0, 2)));
-        scope.spawn(|| world.touch(1));
+        scope.spawn(|| {
+            wait_until(|| world.cpu.was_interrupted());
+            world.touch(0);
+            world.touch(1);
+        });
     });
-    assert!(world.cpu.was_interrupted(), "the claim revokes, and so runs the handler");
     assert!(world.stats().claim_retries > 0, "a claim whose pages were touched starts again");
-    world.finish();
-}
-
-/// A signal handler touches a page that its own thread's claim has just joined. Reveals a claim that returns without it.
-pub(crate) fn handler_touches_a_joined_page(setting: Setting) {
-    let world = World::new(setting, 2);
-    let gadget = world.device();
-    gadget.claim_and_update(page(0));
-    world.cpu.interrupt_next_claim(0);
-    thread::scope(|scope| {
-        scope.spawn(|| gadget.claim_and_update(pages(0, 2)));
-        scope.spawn(|| world.touch(0));
-    });
-    assert!(world.cpu.was_interrupted(), "the claim revokes, and so runs the handler");
     world.finish();
 }
 
@@ -100,8 +96,12 @@ pub(crate) fn handler_touches_a_joined_page(setting: Setting) {
 pub(crate) fn handler_touches_behind_the_commit_point(setting: Setting) {
     let world = World::new(setting, 2);
     let gadget = world.device();
-    let handler = world.cpu.clone();
-    gadget.on_mapped(move || _ = handler.touch(1));
+    let mapped = Arc::new(AtomicBool::new(false));
+    let (cpu, once) = (world.cpu.clone(), mapped.clone());
+    gadget.on_mapped(move || {
+        cpu.touch(1);
+        once.store(true, Ordering::SeqCst);
+    });
     thread::scope(|scope| {
         scope.spawn(|| {
             let lease = gadget.claim(pages(0, 2));
@@ -111,7 +111,39 @@ pub(crate) fn handler_touches_behind_the_commit_point(setting: Setting) {
             assert!(!gadget.has(1), "the device has let go of the page");
             assert_eq!(lease.end(), Err(broken));
         });
-        scope.spawn(|| world.touch(1));
+        scope.spawn(|| {
+            wait_until(|| mapped.load(Ordering::SeqCst));
+            world.touch(1);
+        });
+    });
+    world.finish();
+}
+
+/// A signal handler touches pages at any moment of its thread's claims, holds and releases, while others want them too.
+/// Reveals a moment that the cases above have forgotten.
+pub(crate) fn handler_touches_at_any_moment(setting: Setting) {
+    let world = World::new(setting, 2);
+    let (gadget, other) = (world.device(), world.device());
+    other.claim_and_update(page(1));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let cpu = world.cpu.clone();
+            interrupt(move || {
+                cpu.touch(1);
+                cpu.touch(0);
+            });
+            for _ in 0..2 {
+                let lease = gadget.claim(pages(0, 2));
+                gadget.try_update(0);
+                gadget.try_update(1);
+                drop(lease);
+            }
+        });
+        scope.spawn(|| {
+            world.touch(1);
+            world.touch(1);
+        });
+        scope.spawn(|| other.claim_and_update(page(1)));
     });
     world.finish();
 }

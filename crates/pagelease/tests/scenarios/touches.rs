@@ -56,8 +56,8 @@ pub(crate) fn touch_waits_for_the_hold(setting: Setting) {
             assert!(gadget.try_update(0) && gadget.try_update(0), "it holds the page");
             lease.end().expect("nobody breaks a hold without a limit");
         });
-        scope.spawn(|| assert_eq!(world.touch(0), 2, "the touch came in the middle of the hold"));
-        scope.spawn(|| world.touch(0));
+        scope.spawn(|| assert!(world.touch(0) >= 2, "the touch came in the middle of the hold"));
+        scope.spawn(|| assert!(world.touch(0) >= 2, "the touch came in the middle of the hold"));
     });
     world.finish();
 }

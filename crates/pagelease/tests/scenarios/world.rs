@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
 use std::sync::Arc;
 
-use pagelease::sim::{SimCpu, WORDS};
+use pagelease::sim::{SimCpu, WORDS, block_signals};
 use pagelease::{
     Access, ByteLen, Device, DeviceHandle, Faults, Grant, Invalidation, Lease, NotDrained, OwnerId, PageIndex,
     PageRange, Region, RestorePolicy, Space, Stats, View,
@@ -34,9 +34,9 @@ pub(crate) const ANY_MOMENT: Duration = Duration::from_millis(1);
 pub(crate) enum Served {
     /// Monitors.
     Monitor,
-    /// The touching thread.
+    /// The touching thread, in its signal handler, which calls the device.
     InThread,
-    /// The touching thread, for a device that may not be called from a signal handler.
+    /// The touching thread, but its devices may not be called from a signal handler.
     Deputy,
 }
 
@@ -130,19 +130,18 @@ impl Cpu {
         self.sim.is_waited_for(word(page))
     }
 
-    /// Has the next claim that revokes pages interrupted there, by a signal handler of its thread that touches `page`.
-    /// Whether it was, tells [`Cpu::was_interrupted`], which must be asked: the handler keeps the region.
-    pub(crate) fn interrupt_next_claim(&self, page: u32) {
-        let (cpu, interrupted) = (self.clone(), self.interrupted.clone());
+    /// Has the next claim that revokes pages interrupted there once, by a signal handler of its thread.
+    pub(crate) fn interrupt_next_claim(&self, handler: impl Fn() + Send + Sync + 'static) {
+        let interrupted = self.interrupted.clone();
         self.sim.on_revoked(move |_| {
-            if !interrupted.swap(true, Ordering::Relaxed) {
-                cpu.touch(page);
+            if !interrupted.load(Ordering::Relaxed) {
+                handler();
+                interrupted.store(true, Ordering::Relaxed);
             }
         });
     }
 
     pub(crate) fn was_interrupted(&self) -> bool {
-        self.sim.clear_hook();
         self.interrupted.load(Ordering::Relaxed)
     }
 }
@@ -176,7 +175,7 @@ impl World {
     pub(crate) fn device(&self) -> Gadget {
         let driver = Driver {
             table: Mutex::new(vec![false; self.region.pages().len() as usize]),
-            signal_safe: self.setting.served != Served::Deputy,
+            signal_safe: self.setting.served == Served::InThread,
             on_mapped: Mutex::new(None),
         };
         self.attach(self.space.register(driver).expect("few devices"))
@@ -203,6 +202,8 @@ impl World {
     pub(crate) fn finish(self) {
         // By a write, so that the page comes back whatever the access.
         self.cpu.tally.check(|page| self.cpu.sim.fetch_add(word(page) + COUNT, 0));
+        // The handler keeps the region.
+        self.cpu.sim.clear_hook();
         self.stats();
     }
 
@@ -277,6 +278,8 @@ impl Device for Driver {
 
     fn map(&self, grant: &Grant<'_>) -> bool {
         {
+            // Whoever may be called from a signal handler has no lock that one could interrupt.
+            let _blocked = self.signal_safe.then(block_signals);
             let mut table = self.table.lock().expect("not poisoned");
             if !grant.stands() {
                 return false;
