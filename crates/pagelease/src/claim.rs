@@ -3,8 +3,8 @@
 //! ```text
 //!   claim     chunks of at most CHUNK pages; between two, wait for what is in the way, with nothing busy
 //!     chunk     open a record: its interval notifier is registered before anything is looked at
-//!       take      busy, page by page, ascending; a page that the device has already is merely held once more
 //!       read_begin
+//!       take      busy, page by page, ascending; a page that the device has already is merely held once more
 //!       prepare   invalidate previous owners; populate; revoke the CPU view: a system call a run of pages
 //!       map       Device::map, under the device's lock: does the grant still stand?   no: undo, start again
 //!       commit    the words say whose the pages are, busy goes, sleepers wake
@@ -15,9 +15,9 @@
 //! thread itself (a signal handler) is served by the fault path under the claim's `busy`, see `touch::serve_own_thread`:
 //! up to the commit point that makes the claim start again; behind it, the lease has lost that page.
 //!
-//! The sequence number is read when the pages are busy and before anything is done about them, not at the very beginning:
-//! what others did to them until then is undone by what follows (they are revoked, populated, invalidated now), and a
-//! touch of a page that the claim has not come to yet is no reason to start again.
+//! The sequence number is read before the claim looks at any page: what is owed for a page follows from the word as it was
+//! taken, so a touch between taking and doing must be heard of. But a claim hears only of pages that it has: a touch of one
+//! that it has not come to yet is no reason to start again.
 
 use core::time::Duration;
 
@@ -32,7 +32,7 @@ use crate::lease::Lease;
 use crate::mutant::{self, Mutant};
 use crate::records::{CHUNK, Entry, Opening, Phase, RECORDS, Record, Writer};
 use crate::region::RegionCore;
-use crate::sync::{Deadline, Waited, Word, now_ns, relax, tid};
+use crate::sync::{Deadline, Waited, Word, block_signals, now_ns, relax, tid};
 use crate::touch::{Who, break_overdue, single};
 use crate::view::ViewCore;
 
@@ -193,9 +193,9 @@ impl<'a> Claim<'a> {
         // Each turn but the last is an invalidation that concerns the chunk and came from outside: the claiming thread
         // touched it in a signal handler, or the device was lost (which `check_alive` ends).
         loop {
+            let seq = record.read_begin();
             let mut end = *cursor;
             let (taken, blocked) = self.take(record, &mut end);
-            let seq = record.read_begin();
             if let (0, Some(blocked)) = (record.len(), blocked) {
                 record.close();
                 return Ok(Err(blocked));
@@ -206,13 +206,17 @@ impl<'a> Claim<'a> {
                 return Err(error);
             }
             let grant = Grant { region: self.region.id, record, seq, device: &self.view.device };
+            let device = self.view.device.device();
+            // A signal handler that touched one of these pages would wait for a driver whose lock this thread may have.
+            let unblock = (taken.count != 0 && !device.signal_safe()).then(block_signals);
             record.set_phase(Phase::Committing);
-            if taken.count == 0 || self.view.device.device().map(&grant) {
+            if taken.count == 0 || device.map(&grant) {
                 self.commit(record, taken);
                 *cursor = end;
                 return Ok(Ok(record));
             }
             record.set_phase(Phase::Claiming);
+            drop(unblock);
             self.undo(record, taken, true);
             self.region.space.stats.claim_retries.one();
             if let Err(error) = self.check_alive() {

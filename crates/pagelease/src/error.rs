@@ -20,7 +20,7 @@ pub enum SpaceError {
     #[error("the SIGBUS handler of the in-thread mode cannot be installed: {0}; use Faults::Monitor")]
     Signal(Errno),
     /// The runtime's own tables could not be mapped.
-    #[error("the runtime's tables cannot be mapped: {0}; raise the address-space limit (ulimit -v)")]
+    #[error("the runtime's tables cannot be made: {errno}; {remedy}", errno = .0, remedy = remedy(*.0))]
     Memory(Errno),
     /// A service thread could not be started.
     #[error("a service thread cannot be started: {0}; raise the process limit (ulimit -u)")]

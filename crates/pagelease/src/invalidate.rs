@@ -21,6 +21,7 @@ use crate::records::SERVICE_TICKET;
 use crate::region::RegionCore;
 use crate::service::monitor::release_watch;
 use crate::space::Faults;
+use crate::sync::block_signals;
 use crate::touch::Who;
 
 /// Makes `owner` stop using `pages` of `region`. `toucher`: the thread whose touch it is, which is not waited for.
@@ -55,6 +56,8 @@ pub(crate) fn invalidate(
         // It may wait for its device for a long time.
         release_watch();
     }
+    // A signal handler that touched a page of the device would wait for a driver whose lock this thread may have.
+    let unblock = (!device.device().signal_safe()).then(block_signals);
     while !mutant::active(Mutant::SkipDrain) {
         match device.device().invalidate(&invalidation) {
             Ok(()) => break,
@@ -65,6 +68,7 @@ pub(crate) fn invalidate(
             }
         }
     }
+    drop(unblock);
     invalidation.note_wait(&space.stats);
     if let Some(begun) = begun {
         space.records.end(&begun);

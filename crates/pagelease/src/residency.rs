@@ -6,8 +6,8 @@
 //!
 //! The minimum starts at one step and doubles, up to [`LEVEL_MAX`] times, while a page is fought over: it was claimed
 //! within twice its minimum, and touched again. A touch of a page that was left alone starts anew. (Linux's GPU drivers do
-//! the same with a `timeslice_ms`.) One step is 16 microseconds when monitors serve, 2 when the touching thread serves
-//! itself and is running already.
+//! the same with a `timeslice_ms`.) One step is 16 microseconds when monitors serve, 8 when the touching thread serves
+//! itself and is running already: about what taking the page back and forth costs.
 //!
 //! A direct-mapped table of the pages that were touched last; one that falls out of it merely starts anew.
 

@@ -301,7 +301,7 @@ impl SpaceCore {
     fn residency_step_ns(&self) -> u64 {
         match self.config.faults {
             Faults::Monitor => 16_000,
-            Faults::InThread => 2_000,
+            Faults::InThread => 8_000,
         }
     }
 

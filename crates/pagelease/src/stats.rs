@@ -33,7 +33,7 @@ stats! {
     claims_already_held,
     /// Times a claim started again because an invalidation that concerned it came in between.
     claim_retries,
-    /// CPU accesses that trapped and were served.
+    /// CPU accesses that trapped and were served; among them first accesses of pages that only a device had touched before.
     touches,
     /// Pages given back to the CPU, by whatever way: a touch, its neighbours, a prefetch, an eager lease.
     restores,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pagelease::software::{DevicePage, Item, JobError, SoftwareConfig, SoftwareDevice};
 use pagelease::{Access, AttachError, ByteLen, ClaimError, Faults, LossReason, Privilege, Region, Space, SpaceBuilder};
@@ -179,30 +179,36 @@ fn free_pages_are_served_while_touches_wait_for_held_ones() {
 /// Touches that keep the monitors busy do not put off the moment when a hold is broken for another.
 #[test]
 fn a_storm_of_touches_does_not_put_off_the_hold_limit() {
+    /// A hundred times the hold limit.
+    const STORM: Duration = Duration::from_secs(2);
     let _watchdog = watchdog();
     for faults in MODES {
         let Some(space) = space(faults, |builder| builder.hold_limit(Duration::from_millis(20))) else { return };
-        let (region, device) = (region(&space, 1024), space.register(PLAIN).unwrap());
+        let (region, device) = (region(&space, 4 * 512), space.register(PLAIN).unwrap());
         let view = region.attach(&device).unwrap();
         let held = view.claim(one(0), Access::Exclusive).unwrap();
         let went_on = AtomicBool::new(false);
-        let storm_ended = AtomicBool::new(false);
+        let storm_passed = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| {
                 at(&region, 0, 0).store(1, SeqCst);
                 went_on.store(true, SeqCst);
             });
-            scope.spawn(|| {
-                let begin = std::time::Instant::now();
-                while !went_on.load(SeqCst) && begin.elapsed() < Duration::from_secs(10) {
-                    view.claim(pages(1, 1024), Access::Exclusive).unwrap().end().unwrap();
-                    (1..1024).rev().step_by(2).for_each(|index| _ = at(&region, index, 0).fetch_add(1, SeqCst));
-                }
-                storm_ended.store(!went_on.load(SeqCst), SeqCst);
-            });
+            // Several, so that some of them touch at any time, whatever the others are at.
+            for own in [512, 1024, 1536].map(|start| pages(start, start + 512)) {
+                let (region, view, went_on, storm_passed) = (&region, &view, &went_on, &storm_passed);
+                scope.spawn(move || {
+                    let begin = Instant::now();
+                    while !went_on.load(SeqCst) && begin.elapsed() < STORM {
+                        view.claim(own, Access::Exclusive).unwrap().end().unwrap();
+                        own.iter().rev().for_each(|page| _ = at(region, page.0, 0).fetch_add(1, SeqCst));
+                    }
+                    storm_passed.fetch_or(!went_on.load(SeqCst), SeqCst);
+                });
+            }
         });
         assert!(held.end().is_err());
-        assert!(!storm_ended.load(SeqCst), "{faults:?}: the touch went on only when the storm was over");
+        assert!(!storm_passed.load(SeqCst), "{faults:?}: the touch went on only when the storm was over");
     }
 }
 

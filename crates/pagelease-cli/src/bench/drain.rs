@@ -23,23 +23,26 @@ use pagelease_sys::barrier::barrier;
 
 use super::figure::Figure;
 use super::managed::{Managed, pages};
-use super::stats::{Arms, time};
+use super::stats::{Arms, spin_for, time};
 use super::{Setup, cpus};
+
+/// Words that an operation updates: some 100 ns of work.
+const WORDS: usize = 64;
 
 /// Items of a job, for each worker: some milliseconds of work.
 const ITEMS: usize = 1 << 16;
 
-/// Jobs in the device's queue: enough that it never runs dry while this thread waits for its CPU.
+/// Jobs in the device's queue: enough that it does not run dry while this thread waits for its CPU.
 const JOBS: usize = 8;
 
 /// The page that is taken, and by its number the worker that has it.
 const PAGE: PageIndex = PageIndex(0);
 
-/// The word that each operation counts in.
-const WORD: usize = 1;
-
 /// Operations of the page's worker before it is taken again: it is in its stride, and holds no lease.
-const STRIDE: u64 = 1000;
+const STRIDE: u64 = 500;
+
+/// Some operations' time.
+const LOOK_NS: u64 = 1_000;
 
 pub(super) fn run(setup: &Setup) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
@@ -92,26 +95,39 @@ impl<'a> Working<'a> {
 
     /// Returns when the device has work for long, and the page's worker is seen at it.
     fn work(&mut self) -> Result<()> {
+        loop {
+            self.submit()?;
+            let begin = self.done();
+            while self.done() < begin + STRIDE && !self.jobs[JOBS - 1].is_over() {
+                core::hint::spin_loop();
+            }
+            // This thread may itself have been stopped in between: is the worker running now?
+            let before = self.done();
+            spin_for(LOOK_NS);
+            if self.done() != before && !self.jobs[JOBS / 2].is_over() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Fills the device's queue.
+    fn submit(&mut self) -> Result<()> {
         while self.jobs.front().is_some_and(Job::is_over)
             && let Some(job) = self.jobs.pop_front()
         {
             job.wait()?;
         }
         while self.jobs.len() < JOBS {
-            let add_one = |page: &DevicePage<'_>, _| page.update(WORD, |count| count + 1);
+            let add_one = |page: &DevicePage<'_>, _| (0..WORDS).for_each(|word| page.update(word, |count| count + 1));
             self.jobs.push_back(self.managed.device.submit(&self.managed.view, add_one, &self.items));
             self.submitted += 1;
-        }
-        let begin = self.done();
-        while self.done() < begin + STRIDE {
-            core::hint::spin_loop();
         }
         Ok(())
     }
 
     /// The operations that the page's worker has done.
     fn done(&self) -> u64 {
-        self.managed.view.words(PAGE)[WORD].load(Ordering::Relaxed)
+        self.managed.view.words(PAGE)[0].load(Ordering::Relaxed)
     }
 
     /// Waits for the rest, and checks that no update was lost to all the taking away.
@@ -121,8 +137,9 @@ impl<'a> Working<'a> {
         }
         let all = pages(0, self.managed.view.pages().len() as usize);
         self.managed.region.prefetch(all);
-        let count = |page| self.managed.view.words(page)[WORD].load(Ordering::Relaxed);
-        let (counted, expected) = (all.iter().map(count).sum::<u64>(), self.submitted * self.items.len() as u64);
+        let words = all.iter().flat_map(|page| self.managed.view.words(page));
+        let counted: u64 = words.map(|word| word.load(Ordering::Relaxed)).sum();
+        let expected = self.submitted * (self.items.len() * WORDS) as u64;
         ensure!(counted == expected, "of {expected} updates {counted} were counted");
         Ok(())
     }

@@ -58,7 +58,7 @@ fn measure(managed: &Managed, items: &Arc<[Item]>, rounds: usize) -> Result<Arms
     let floor = |_| in_worker(managed, walk.clone(), &one);
     let before = sum(managed);
     let arms = Arms::in_turn(rounds, value, floor)?;
-    let expected = 2 * (rounds + rounds / 16 + 1) * items.len();
+    let expected = 2 * Arms::all_rounds(rounds) * items.len();
     ensure!(sum(managed) - before == expected as u64, "an update was lost");
     Ok(arms)
 }

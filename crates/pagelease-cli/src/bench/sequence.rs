@@ -5,8 +5,9 @@
 //! range, which knows beforehand what will be read, and reads nothing.
 //!
 //! Placement: the reading thread here. Whoever maps the pages, a monitor or the floor, runs where the case says: here as the
-//! reader does, or there, kept awake (here is then, too; see `touch`). There, it has to fetch from this CPU's caches what the
-//! claim has just written of every page, in both arms.
+//! reader does, or there, where it has to fetch from this CPU's caches what the claim has just written of every page. In the
+//! latter case here is kept awake while the reader sleeps (see `touch`); there needs no help, since touches follow so closely
+//! that the runtime's monitor does not go to sleep.
 
 use std::thread::scope;
 
@@ -32,8 +33,7 @@ pub(super) fn run(setup: &Setup) -> Result<Vec<Figure>> {
     for (faults, place, goal) in
         [(Faults::InThread, here, 1.4), (Faults::Monitor, here, 2.0), (Faults::Monitor, there, 2.0)]
     {
-        let awake: &[usize] = if place == there { &[here, there] } else { &[] };
-        let _awake: Vec<Spinner> = awake.iter().map(|&cpu| Spinner::start(cpu, Spin::Awake)).collect::<Result<_>>()?;
+        let _awake = (place == there).then(|| Spinner::start(here, Spin::Awake)).transpose()?;
         let managed = Managed::new(faults, PAGES, place)?;
         let arms = read_back(&managed, &bare, place, setup.samples(80))?;
         let case = match (faults, place == here) {

@@ -74,15 +74,20 @@ impl Arms {
         mut floor: impl FnMut(usize) -> Result<u64, E>,
     ) -> Result<Self, E> {
         let mut arms = Self::default();
-        let warm_up = rounds / 16 + 1;
-        for round in 0..warm_up + rounds {
+        let all = Self::all_rounds(rounds);
+        for round in 0..all {
             let (value_ns, floor_ns) = (value(round)?, floor(round)?);
-            if round >= warm_up {
+            if round >= all - rounds {
                 arms.value.push(value_ns);
                 arms.floor.push(floor_ns);
             }
         }
         Ok(arms)
+    }
+
+    /// How often each arm runs for `rounds` that count.
+    pub(super) fn all_rounds(rounds: usize) -> usize {
+        rounds + rounds / 16 + 1
     }
 }
 

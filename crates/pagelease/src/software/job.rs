@@ -8,7 +8,7 @@ use pagelease_protocol::PageIndex;
 use super::Lanes;
 use crate::device::DeviceHandle;
 use crate::error::{ClaimError, DeviceLost};
-use crate::sync::{Deadline, Mutex, Table, Word};
+use crate::sync::{Deadline, Mutex, Word};
 
 /// How often a waiting [`Job::wait`] looks whether the device has been lost: nobody can wake it from a signal handler.
 const LOSS_POLL: Duration = if cfg!(pagelease_shuttle) { Duration::MAX } else { Duration::from_millis(20) };
@@ -51,23 +51,20 @@ pub struct Job {
 
 pub(super) struct JobState {
     /// Workers that have not finished their part.
-    pending: Table<Word>,
+    pending: Word,
     failure: Mutex<Option<JobError>>,
 }
 
 impl JobState {
-    pub(super) fn new(workers: u32) -> Result<Self, pagelease_sys::Errno> {
-        let pending = Table::<Word>::zeroed(1)?;
-        let set = pending[0].swap_if(0, workers);
-        assert!(set.is_ok(), "a new table is zero");
-        Ok(Self { pending, failure: Mutex::new(None) })
+    pub(super) fn new(workers: u32) -> Self {
+        Self { pending: Word::new(workers), failure: Mutex::new(None) }
     }
 
     pub(super) fn finish_part(&self, result: Result<(), JobError>) {
         if let Err(error) = result {
             self.failure.lock().expect("not poisoned").get_or_insert(error);
         }
-        let pending = &self.pending[0];
+        let pending = &self.pending;
         loop {
             let current = pending.load();
             if pending.swap_if(current, current - 1).is_ok() {
@@ -82,7 +79,7 @@ impl Job {
     /// Whether it is over, finished or not.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        self.state.pending[0].load() == 0 || self.device.lost().is_some()
+        self.state.pending.load() == 0 || self.device.lost().is_some()
     }
 
     /// Waits until every operation has run, or the job has failed. A device lost ends the wait, even while an operation of
@@ -91,7 +88,7 @@ impl Job {
     /// # Errors
     /// [`JobError`]: the first failure.
     pub fn wait(self) -> Result<(), JobError> {
-        let pending = &self.state.pending[0];
+        let pending = &self.state.pending;
         loop {
             let left = pending.load();
             if left == 0 {

@@ -14,15 +14,18 @@ use super::lanes::Lane;
 use super::{DevicePage, Lanes, Operation, SoftwareConfig};
 use crate::device::{DeviceCore, DeviceHandle, Loss, RegionId};
 use crate::error::SpaceError;
-use crate::sync::{Condvar, Mutex, Ordering, Word, compiler_fence, relax, thread, tid};
+use crate::sync::{Condvar, Deadline, Mutex, Ordering, Word, compiler_fence, now_ns, relax, thread, tid};
 use crate::touch::single;
 use crate::view::{View, ViewCore};
 
 /// The most pages that a worker claims ahead of its operations: one system call and one TLB shootdown for all of them.
 const AHEAD: usize = if cfg!(pagelease_shuttle) { 2 } else { 32 };
 
-/// The operations among which it looks for such pages, and runs while it holds them.
+/// The operations among which it looks for such pages.
 const LOOK_AHEAD: usize = 4 * AHEAD;
+
+/// How long it holds what it has claimed while it has work for it: several times what taking the pages costs.
+const HOLD_NS: u64 = 50_000;
 
 /// The workers of a device.
 pub(super) struct Crew {
@@ -122,7 +125,7 @@ impl Crew {
     ) -> Job {
         let busy = parts.iter().filter(|items| !items.is_empty()).count();
         let workers = u32::try_from(busy).expect("a thread each");
-        let state = Arc::new(JobState::new(workers).expect("one page of memory"));
+        let state = Arc::new(JobState::new(workers));
         for (queue, items) in self.queues.iter().zip(parts).filter(|(_, items)| !items.is_empty()) {
             let task = Task { job: state.clone(), view: view.clone(), program: program.clone(), items };
             queue.tasks.lock().expect("not poisoned").waiting.push_back(task);
@@ -237,8 +240,18 @@ impl Worker {
         }
         let _lease = task.view.claim_scattered(merge(&mut ranges[..count]), Access::Exclusive)?;
         // No more operations than were looked at: the pages are held meanwhile, and a touch of them waits.
-        let done = task.program.run_items(post, &items[..items.len().min(LOOK_AHEAD)]);
-        Ok(&items[done..])
+        // The clock is read seldom for short operations, and soon for long ones.
+        let until = Deadline::at(now_ns() + HOLD_NS);
+        let (mut left, mut batch) = (items, 1);
+        loop {
+            let tried = &left[..left.len().min(batch)];
+            let done = task.program.run_items(post, tried);
+            left = &left[done..];
+            if done < tried.len() || left.is_empty() || until.passed() {
+                return Ok(left);
+            }
+            batch *= 2;
+        }
     }
 
     /// The operation panicked on the page in the lane: the device cannot be trusted any more.

@@ -23,6 +23,10 @@ pub(crate) struct Word {
 }
 
 impl Word {
+    pub(crate) fn new(value: u32) -> Self {
+        Self { value: AtomicU32::new(value), ..Self::default() }
+    }
+
     pub(crate) fn load(&self) -> u32 {
         maybe_interrupted();
         self.value.load(Ordering::SeqCst)
@@ -50,7 +54,7 @@ impl Word {
             return Waited::LookAgain;
         }
         let guard = self.lock.lock().expect("no thread panics with it");
-        if self.load() == expected {
+        if self.value.load(Ordering::SeqCst) == expected {
             drop(self.changed.wait(guard).expect("no thread panics with it"));
         }
         Waited::LookAgain

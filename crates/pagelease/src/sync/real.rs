@@ -24,6 +24,10 @@ use crate::shared::own_mapping;
 pub(crate) struct Word(AtomicU32);
 
 impl Word {
+    pub(crate) const fn new(value: u32) -> Self {
+        Self(AtomicU32::new(value))
+    }
+
     #[inline]
     pub(crate) fn load(&self) -> u32 {
         self.0.load(Ordering::Acquire)
