@@ -65,21 +65,19 @@ pub(crate) enum ViewMemory {
 }
 
 impl ViewMemory {
-    /// The words of one granule, as the device sees them.
-    #[inline]
-    pub(crate) fn words(&self, page: PageIndex, granule: usize) -> &[AtomicU64] {
+    /// All of the region's words, as the device sees them.
+    pub(crate) fn words(&self) -> &[AtomicU64] {
         match self {
             #[cfg(not(pagelease_shuttle))]
             Self::Mapping(mapping) => {
-                let count = granule / size_of::<AtomicU64>();
-                assert!((page.as_usize() + 1) * granule <= mapping.span().len(), "{page} lies behind the view");
-                // SAFETY: the granule lies in the mapping, which lives as long as `self`, is page-aligned, and is shared
-                // memory of which only atomics or raw pointers are ever handed out.
-                unsafe { core::slice::from_raw_parts(mapping.as_ptr().add(page.as_usize() * granule).cast(), count) }
+                let count = mapping.span().len() / size_of::<AtomicU64>();
+                // SAFETY: the mapping lives as long as `self`, is page-aligned, and is shared memory of which only atomics
+                // or raw pointers are ever handed out.
+                unsafe { core::slice::from_raw_parts(mapping.as_ptr().cast(), count) }
             }
             #[cfg(pagelease_shuttle)]
-            Self::Mapping(_) => unreachable!("{page} of {granule} bytes: exploration runs on simulated memory"),
-            Self::Sim(memory) => memory.words(page),
+            Self::Mapping(_) => unreachable!("exploration runs on simulated memory"),
+            Self::Sim(memory) => memory.words(),
         }
     }
 }

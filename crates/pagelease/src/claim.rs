@@ -77,7 +77,7 @@ impl<'a> Cursor<'a> {
         let mut end = self.at;
         for range in self.ranges {
             let start = range.start().max(self.at);
-            end = range.end().min(start + room);
+            end = range.end().min(start.saturating_add(room));
             room -= end - start;
             if room == 0 {
                 break;

@@ -196,7 +196,8 @@ unsafe impl<D: Device> Sync for DeviceHandle<D> {}
 
 impl<D: Device> DeviceHandle<D> {
     pub(crate) fn new(space: &Space, id: OwnerId, device: D) -> Result<Self, Errno> {
-        let mapping = own_mapping(size_of::<D>())?;
+        // From here on, whoever has the core gives the identity back with it.
+        let mapping = own_mapping(size_of::<D>()).inspect_err(|_| space.core().release_id(id))?;
         let place = NonNull::new(mapping.as_ptr().cast::<D>()).ok_or(Errno::NOMEM)?;
         assert!(align_of::<D>() <= pagelease_sys::page_size(), "a device aligned beyond a page");
         // SAFETY: the mapping is page-aligned, large enough, writable, and ours alone.

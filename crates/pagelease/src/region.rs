@@ -266,6 +266,14 @@ impl Drop for Region {
     }
 }
 
+impl Drop for RegionCore {
+    fn drop(&mut self) {
+        if self.backend.kind() != BackendKind::Sim && !fork::in_child() {
+            registry::remove(self.backend.span());
+        }
+    }
+}
+
 impl RegionCore {
     #[inline]
     pub(crate) fn word(&self, page: PageIndex) -> PageWord {
@@ -327,7 +335,7 @@ impl RegionCore {
         self.closing.store(true, Ordering::SeqCst);
         self.wake_sleepers();
         if self.backend.kind() != BackendKind::Sim {
-            registry::remove(self.backend.span());
+            registry::close(self.backend.span());
         }
         self.backend.close();
         let mut turn = 0;
@@ -363,6 +371,10 @@ impl RegionCore {
     }
 
     pub(crate) fn detach(&self, device: OwnerId) {
+        // A view that could not be made was never attached, and is dropped under the lock.
+        if self.slot(device).device.load(Ordering::SeqCst).is_null() {
+            return;
+        }
         let _attaching = self.attaching.lock().expect("attaching does not panic");
         self.slot(device).device.store(null_mut(), Ordering::SeqCst);
     }

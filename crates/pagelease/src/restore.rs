@@ -12,8 +12,8 @@ use crate::invalidate::invalidate;
 use crate::lease;
 use crate::records::{Record, SERVICE_TICKET};
 use crate::region::RegionCore;
-use crate::sync::{Deadline, Waited, block_signals, now_ns};
-use crate::touch::{Who, break_overdue, map_for_cpu};
+use crate::sync::{Deadline, Waited, block_signals, now_ns, tid};
+use crate::touch::{Who, break_hold, break_overdue, is_own_obstacle, map_for_cpu};
 
 /// The most pages that are busy at a time: their generations lie on the stack.
 const BATCH: usize = if cfg!(pagelease_shuttle) { 4 } else { 1024 };
@@ -64,6 +64,8 @@ pub(crate) fn bring_back(region: &RegionCore, pages: PageRange, of: Of, cause: C
         match (obstacle, patience) {
             (Obstacle::Held, Patience::Skip) => at += 1,
             (Obstacle::Held, Patience::None) => break_and_settle(region, PageIndex(at)),
+            // Waiting for itself, as a touch would not.
+            (Obstacle::Held, Patience::HoldLimit) if break_own(region, PageIndex(at)) => {}
             _ => wait(region, PageIndex(at), of, obstacle, *since.get_or_insert_with(now_ns)),
         }
     }
@@ -104,6 +106,18 @@ fn batch(region: &RegionCore, at: &mut u32, end: u32, of: Of, cause: Cause) -> O
         }
     }
     None
+}
+
+/// Ends the calling thread's own hold of `page`, if it has one.
+fn break_own(region: &RegionCore, page: PageIndex) -> bool {
+    let word = region.word(page);
+    let own = word.held() && is_own_obstacle(region, page, word, Obstacle::Held, Who::Thread(tid()));
+    if own && break_hold(region, page) {
+        region.space.stats.holds_broken_by_self.one();
+        let word = region.word(page);
+        region.settle(page, word, word);
+    }
+    own
 }
 
 fn break_and_settle(region: &RegionCore, page: PageIndex) {

@@ -248,10 +248,7 @@ impl Space {
             self.inner.service.start_deputy(core).map_err(|_| failed(Errno::AGAIN))?;
         }
         let id = core.reserve_id().ok_or(AttachError::TooManyDevices { limit: OwnerId::MAX })?;
-        DeviceHandle::new(self, id, device).map_err(|errno| {
-            core.release_id(id);
-            failed(errno)
-        })
+        DeviceHandle::new(self, id, device).map_err(failed)
     }
 
     /// What has happened so far.

@@ -219,14 +219,22 @@ fn map_read_only(region: &RegionCore, page: PageIndex, taken_at: PageWord) -> Ma
 /// Maps; where the kernel cannot just now (no memory for a page table), the touch is let go, and traps again.
 pub(crate) fn map_for_cpu(region: &RegionCore, pages: PageRange, how: Mapped) -> MapOutcome {
     region.backend.map(pages, how).unwrap_or_else(|_| {
-        region.space.stats.restores_failed.one();
+        if !region.is_closing() {
+            region.space.stats.restores_failed.one();
+        }
         region.backend.wake(pages);
         MapOutcome::Mapped
     })
 }
 
 /// Whether what the touch would wait for is the touching thread's own, which cannot go on before the touch does.
-fn is_own_obstacle(region: &RegionCore, page: PageIndex, word: PageWord, obstacle: Obstacle, who: Who) -> bool {
+pub(crate) fn is_own_obstacle(
+    region: &RegionCore,
+    page: PageIndex,
+    word: PageWord,
+    obstacle: Obstacle,
+    who: Who,
+) -> bool {
     let Some(tid) = who.tid() else { return false };
     match obstacle {
         Obstacle::Busy => claiming_record(region, word).is_some_and(|record| record.thread() == tid),

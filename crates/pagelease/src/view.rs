@@ -108,18 +108,20 @@ impl View {
     /// If the page lies behind the region's end.
     #[must_use]
     pub fn words(&self, page: PageIndex) -> &[AtomicU64] {
-        self.core.words(page)
+        let (words, a_page) = self.core.all_words();
+        &words[page.as_usize() * a_page..][..a_page]
     }
 }
 
 impl ViewCore {
-    fn slot(&self) -> &ViewSlot {
+    pub(crate) fn slot(&self) -> &ViewSlot {
         self.region.slot(self.device.id)
     }
 
-    #[inline]
-    pub(crate) fn words(&self, page: PageIndex) -> &[AtomicU64] {
-        self.memory.words(page, self.granule)
+    /// All of the region's words, and how many a page has.
+    pub(crate) fn all_words(&self) -> (&[AtomicU64], usize) {
+        let words = self.memory.words();
+        (words, words.len() / self.region.pages as usize)
     }
 
     /// Whether the device must not start anything on the region any more. One load, no fence: whoever stops it drains.

@@ -321,9 +321,9 @@ impl Gate {
 
 #[derive(Copy, Clone, Debug)]
 enum Wanted {
-    ByATouch,
-    ByAnotherDevice,
-    ByAPrefetch,
+    Touched,
+    Claimed,
+    Prefetched,
 }
 
 fn a_stuck_device_is_lost(faults: Faults, wanted: Wanted) {
@@ -339,9 +339,9 @@ fn a_stuck_device_is_lost(faults: Faults, wanted: Wanted) {
     wait_until(|| gate.entered.load(SeqCst));
 
     match wanted {
-        Wanted::ByATouch => assert_eq!(at(&region, 0, 0).load(SeqCst), 1, "a store before the loss stays"),
-        Wanted::ByAPrefetch => region.prefetch(one(0)),
-        Wanted::ByAnotherDevice => {
+        Wanted::Touched => assert_eq!(at(&region, 0, 0).load(SeqCst), 1, "a store before the loss stays"),
+        Wanted::Prefetched => region.prefetch(one(0)),
+        Wanted::Claimed => {
             other_view.claim(one(0), Access::Exclusive).unwrap().end().unwrap();
             assert_eq!(other_view.words(page(0))[0].load(SeqCst), 1);
         }
@@ -378,19 +378,19 @@ fn a_stuck_device_is_lost(faults: Faults, wanted: Wanted) {
 #[test]
 fn a_stuck_device_is_lost_when_the_cpu_touches_its_page() {
     let _watchdog = watchdog();
-    MODES.into_iter().for_each(|faults| a_stuck_device_is_lost(faults, Wanted::ByATouch));
+    MODES.into_iter().for_each(|faults| a_stuck_device_is_lost(faults, Wanted::Touched));
 }
 
 #[test]
 fn a_stuck_device_is_lost_when_another_claims_its_page() {
     let _watchdog = watchdog();
-    MODES.into_iter().for_each(|faults| a_stuck_device_is_lost(faults, Wanted::ByAnotherDevice));
+    MODES.into_iter().for_each(|faults| a_stuck_device_is_lost(faults, Wanted::Claimed));
 }
 
 #[test]
 fn a_stuck_device_is_lost_when_its_page_is_prefetched() {
     let _watchdog = watchdog();
-    MODES.into_iter().for_each(|faults| a_stuck_device_is_lost(faults, Wanted::ByAPrefetch));
+    MODES.into_iter().for_each(|faults| a_stuck_device_is_lost(faults, Wanted::Prefetched));
 }
 
 #[test]

@@ -41,7 +41,7 @@ impl Managed {
     /// What the runtime calls a software device's workers; their number follows.
     pub(super) const WORKER: &str = "pagelease-sw-";
 
-    /// A region of `count` pages that exist and are the CPU's. The threads of the runtime run on `service_cpu`.
+    /// A region of `count` pages that exist, are mapped in both views, and are the CPU's. The threads of the runtime run on `service_cpu`.
     pub(super) fn new(faults: Faults, count: usize, service_cpu: usize) -> Result<Self> {
         Self::with_device(faults, count, service_cpu, SoftwareConfig::default())
     }
@@ -58,6 +58,10 @@ impl Managed {
         let view = device.attach(&region)?;
         let managed = Self { view, region, device, space };
         managed.take(pages(0, count))?;
+        // So that the device's first operation on a page does not have to map it in its own view.
+        for page in managed.view.pages().iter() {
+            core::hint::black_box(managed.view.words(page)[0].load(Ordering::Relaxed));
+        }
         managed.region.prefetch(pages(0, count));
         Ok(managed)
     }

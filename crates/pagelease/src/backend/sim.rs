@@ -71,8 +71,8 @@ pub(crate) struct Memory {
 pub(crate) type SharedMemory = Arc<Memory>;
 
 impl Memory {
-    pub(crate) fn words(&self, page: PageIndex) -> &[AtomicU64] {
-        &self.words[page.as_usize() * WORDS..][..WORDS]
+    pub(crate) fn words(&self) -> &[AtomicU64] {
+        &self.words
     }
 }
 

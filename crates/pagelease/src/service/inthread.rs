@@ -22,7 +22,10 @@ fn on_bus_error(fault: &BusFault) -> bool {
     if fork::in_child() {
         return false;
     }
-    let Some(region) = registry::find(fault.address) else { return false };
+    let Some(region) = registry::find(fault.address) else {
+        // It trapped just before its region closed.
+        return registry::is_closed(fault.address);
+    };
     if region.space.config.faults != Faults::InThread {
         return false;
     }

@@ -26,6 +26,9 @@ use crate::touch::{self, Server, Toucher, Who};
 /// as closely as they could be served anyway never pay for it.
 const SPIN_NS: u64 = 200_000;
 
+/// How often it looks whose hold limit has passed, while touches leave it no time to sleep.
+const LOOK_NS: u64 = 1_000_000;
+
 /// Who is on watch: the monitor's thread id, 0 for nobody.
 pub(crate) struct Watch(AtomicU32);
 
@@ -90,7 +93,7 @@ impl Monitor {
 
     /// Reads and serves until another monitor has the watch (`false`) or the space ends (`true`).
     fn stand_watch(&self, me: u32) -> bool {
-        let mut spin_until = 0;
+        let (mut spin_until, mut look_at) = (0, 0);
         loop {
             let mut buffer = [MaybeUninit::uninit()];
             match self.uffd.read_faults(&mut buffer).map(|messages| messages.first().and_then(Message::fault)) {
@@ -99,7 +102,15 @@ impl Monitor {
                     if !self.watch.has(me) {
                         return false;
                     }
-                    spin_until = now_ns() + SPIN_NS;
+                    let now_ns = now_ns();
+                    spin_until = now_ns + SPIN_NS;
+                    if now_ns >= look_at {
+                        look_at = now_ns + LOOK_NS;
+                        self.break_overdue();
+                        if !self.watch.has(me) {
+                            return false;
+                        }
+                    }
                     continue;
                 }
                 Ok(None) => continue,

@@ -14,7 +14,8 @@ use super::lanes::Lane;
 use super::{DevicePage, Lanes, Operation, SoftwareConfig};
 use crate::device::{DeviceCore, DeviceHandle, Loss, RegionId};
 use crate::error::SpaceError;
-use crate::sync::{Condvar, Deadline, Mutex, Ordering, Word, compiler_fence, now_ns, relax, thread, tid};
+use crate::region::ViewSlot;
+use crate::sync::{AtomicU64, Condvar, Deadline, Mutex, Ordering, Word, compiler_fence, now_ns, relax, thread, tid};
 use crate::touch::single;
 use crate::view::{View, ViewCore};
 
@@ -69,10 +70,12 @@ impl<O: Operation> Program for O {
 pub(super) struct Post<'a> {
     lane: &'a Lane,
     region: RegionId,
-    words: &'a [Word],
+    page_words: &'a [Word],
     device: OwnerId,
+    slot: &'a ViewSlot,
     core: &'a DeviceCore,
-    view: &'a ViewCore,
+    words: &'a [AtomicU64],
+    words_a_page: usize,
     config: SoftwareConfig,
 }
 
@@ -85,8 +88,8 @@ impl Post<'_> {
         compiler_fence(Ordering::SeqCst);
         let usable = !self.config.exclusive || self.may_use(item.page);
         if usable {
-            let page = DevicePage { words: self.view.words(item.page), pause: self.config.pause };
-            operation.run(&page, item.argument);
+            let words = &self.words[item.page.as_usize() * self.words_a_page..][..self.words_a_page];
+            operation.run(&DevicePage { words, pause: self.config.pause }, item.argument);
         }
         self.lane.withdraw();
         usable
@@ -94,8 +97,8 @@ impl Post<'_> {
 
     #[inline]
     fn may_use(&self, page: PageIndex) -> bool {
-        PageWord::from_bits(self.words[page.as_usize()].load()).usable_by(self.device)
-            && !self.view.is_stopped()
+        PageWord::from_bits(self.page_words[page.as_usize()].load()).usable_by(self.device)
+            && !self.slot.is_stopped()
             && !self.core.is_lost()
     }
 }
@@ -210,13 +213,16 @@ impl Worker {
     }
 
     fn post<'a>(&'a self, view: &'a ViewCore) -> Post<'a> {
+        let (words, words_a_page) = view.all_words();
         Post {
             lane: self.handle.lane(self.lane),
             region: view.region.id,
-            words: &view.region.words,
+            page_words: &view.region.words,
             device: self.handle.id(),
+            slot: view.slot(),
             core: &self.handle.core,
-            view,
+            words,
+            words_a_page,
             config: self.config,
         }
     }
@@ -239,6 +245,8 @@ impl Worker {
             *range = single(page);
         }
         let _lease = task.view.claim_scattered(merge(&mut ranges[..count]), Access::Exclusive)?;
+        // Goes before the lease: its end may hand a page to a touch, which waits for whatever is published.
+        let unwinding = Unwinding { worker: self, task };
         // No more operations than were looked at: the pages are held meanwhile, and a touch of them waits.
         // The clock is read seldom for short operations, and soon for long ones.
         let until = Deadline::at(now_ns() + HOLD_NS);
@@ -248,6 +256,7 @@ impl Worker {
             let done = task.program.run_items(post, tried);
             left = &left[done..];
             if done < tried.len() || left.is_empty() || until.passed() {
+                core::mem::forget(unwinding);
                 return Ok(left);
             }
             batch *= 2;
@@ -260,6 +269,18 @@ impl Worker {
         self.handle.core.lose(task.view.core().region.id, lane.page(), Loss::Panicked);
         lane.withdraw();
         self.handle.lost().expect("just lost").into()
+    }
+}
+
+/// Dropped only when an operation panics.
+struct Unwinding<'a> {
+    worker: &'a Worker,
+    task: &'a Task,
+}
+
+impl Drop for Unwinding<'_> {
+    fn drop(&mut self) {
+        self.worker.panicked(self.task);
     }
 }
 
