@@ -174,13 +174,16 @@ fn monitor(uffd: &Uffd, stop: &AtomicBool) {
 impl Drop for BareMonitor {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        // It sleeps in `poll`: a last touch wakes it.
-        if self.bare.revoke(self.bare.span(0, 1)).is_ok() {
-            self.bare.words()[0].load(Ordering::Relaxed);
+        let (page, thread) = (self.bare.span(0, 1), self.thread.take());
+        if self.bare.revoke(page).is_err() {
+            return;
         }
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        // It sleeps in `poll`: a last touch wakes it. If it has ended before, that touch is served here.
+        std::thread::scope(|scope| {
+            scope.spawn(|| self.bare.words()[0].load(Ordering::Relaxed));
+            let _ = thread.map(JoinHandle::join);
+            let _ = self.bare.give(page);
+        });
     }
 }
 
@@ -247,7 +250,7 @@ extern "C" fn continue_page(_: c_int, info: *mut siginfo_t, _: *mut c_void) {
 extern "C" fn unprotect_all(_: c_int, info: *mut siginfo_t, _: *mut c_void) {
     // SAFETY: as in `continue_page`.
     let address = unsafe { (*info).si_addr() }.addr();
-    if !served(address).is_some_and(|bare| bare.protect(true).is_ok()) {
+    if served(address).is_none_or(|bare| bare.protect(true).is_err()) {
         std::process::abort();
     }
 }

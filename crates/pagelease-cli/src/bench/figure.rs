@@ -17,7 +17,10 @@ pub(super) struct Figure {
 }
 
 enum Measured {
-    Time { value: Summary, floor: Summary },
+    Time {
+        value: Summary,
+        floor: Summary,
+    },
     /// Something else than time, of which the ratio is all there is to say.
     Count(f64),
 }

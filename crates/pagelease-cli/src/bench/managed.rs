@@ -47,7 +47,12 @@ impl Managed {
     }
 
     /// The same with a device of another kind.
-    pub(super) fn with_device(faults: Faults, count: usize, service_cpu: usize, config: SoftwareConfig) -> Result<Self> {
+    pub(super) fn with_device(
+        faults: Faults,
+        count: usize,
+        service_cpu: usize,
+        config: SoftwareConfig,
+    ) -> Result<Self> {
         let space = Space::builder().faults(faults).build()?;
         if faults == Faults::Monitor {
             cpus::pin_named(MONITOR, MONITORS, service_cpu)?;

@@ -97,7 +97,10 @@ impl Peers {
         let desk = managed.space.allocate(ByteLen(page_size()))?;
         let desk = (managed.device.attach(&desk)?, desk);
         let mut random = Random(7);
-        let half: Vec<Item> = managed.view.pages().iter()
+        let half: Vec<Item> = managed
+            .view
+            .pages()
+            .iter()
             .filter(|_| random.below(2) == 0)
             .map(|page| Item { page, argument: 0 })
             .collect();
@@ -110,7 +113,8 @@ impl Peers {
             #[expect(clippy::cast_possible_truncation, reason = "a word of a page")]
             page.update(word as usize, |count| count + 1);
         };
-        let rounds_of = |sample| (sample * AT_A_TIME..(sample + 1) * AT_A_TIME).map(|number| Round::new(number, self.pages));
+        let rounds_of =
+            |sample| (sample * AT_A_TIME..(sample + 1) * AT_A_TIME).map(|number| Round::new(number, self.pages));
         let arms = Arms::in_turn(
             samples,
             |sample| rounds_of(sample).map(|round| self.managed_round(&round?, update)).sum(),

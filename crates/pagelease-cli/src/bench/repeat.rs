@@ -112,7 +112,9 @@ fn in_worker(managed: &Managed, operation: impl Operation, items: &[Item]) -> Re
     let first = managed.device.submit(
         &managed.view,
         move |_: &DevicePage<'_>, _| {
-            while !gate.open.load(Ordering::Acquire) {}
+            while !gate.open.load(Ordering::Acquire) {
+                std::hint::spin_loop();
+            }
             gate.begin_ns.store(monotonic_ns(), Ordering::Relaxed);
         },
         &one,

@@ -159,10 +159,14 @@ fn bursts(managed: &Managed, bare: &Bare, rounds: usize) -> Result<Arms> {
         let burst: Vec<usize> = (0..BURST).map(|_| pages.next()).collect::<Result<_>>()?;
         let in_burst = |touch: &dyn Fn(usize)| {
             spin_for(QUIET_NS);
-            burst.iter().map(|&page| {
-                spin_for(GAP_NS);
-                time(|| touch(page)).1
-            }).skip(1).collect::<Vec<_>>()
+            burst
+                .iter()
+                .map(|&page| {
+                    spin_for(GAP_NS);
+                    time(|| touch(page)).1
+                })
+                .skip(1)
+                .collect::<Vec<_>>()
         };
         in_burst(&|page| managed.touch(page)).into_iter().for_each(|ns| arms.value.push(ns));
         in_burst(&|page| touch(bare, page)).into_iter().for_each(|ns| arms.floor.push(ns));
