@@ -39,6 +39,9 @@ use crate::view::ViewCore;
 /// Runs that are revoked by one call of the backend: bounds what lies on the stack.
 const RUNS_MAX: usize = 64;
 
+/// Turns for which a claim waits for a busy page before it sleeps: about as long as a drain takes.
+const BUSY_TURNS: u32 = if cfg!(pagelease_shuttle) { 0 } else { 300 };
+
 /// Where a claim stands in its list of ranges.
 #[derive(Copy, Clone)]
 struct Cursor<'a> {
@@ -409,6 +412,15 @@ impl<'a> Claim<'a> {
         record.clear();
     }
 
+    /// Whether the page is busy no more after a moment, as it mostly is. A claim that sleeps has to be woken by whoever serves
+    /// the touch that it waits for.
+    fn busy_passes(&self, page: PageIndex) -> bool {
+        (0..BUSY_TURNS).any(|turn| {
+            relax(turn);
+            !self.region.word(page).busy()
+        })
+    }
+
     /// Waits, with nothing busy, until the page may be claimed: at most the hold limit for a hold, which is then broken.
     fn wait(&self, blocked: &Blocked, since_ns: u64) {
         let space = &self.region.space;
@@ -423,6 +435,7 @@ impl<'a> Claim<'a> {
                     relax(turn);
                 }
             }
+            Blocker::Obstacle(Obstacle::Busy) if self.busy_passes(page) => {}
             Blocker::Obstacle(obstacle) => {
                 let held = obstacle == Obstacle::Held;
                 let deadline = if held { space.hold_deadline(since_ns) } else { Deadline::NEVER };

@@ -11,7 +11,7 @@ use pagelease_sys::uffd::OpenError;
 #[non_exhaustive]
 pub enum SpaceError {
     /// Userfaultfd was refused, or lacks a feature.
-    #[error("{0}; run `pagelease doctor` for the command that changes it")]
+    #[error("{0}; {remedy}", remedy = userfaultfd_remedy(.0))]
     Userfaultfd(#[from] OpenError),
     /// `membarrier` was refused.
     #[error("membarrier (private expedited) is refused: {0}; Linux 4.14 has it, a seccomp filter may forbid it")]
@@ -28,6 +28,17 @@ pub enum SpaceError {
     /// A limit is zero, or the number of monitors is.
     #[error("{0} must not be zero")]
     Zero(&'static str),
+    /// Called in a child of fork, of a process that had a space.
+    #[error("this process is a forked child: the runtime is its parent's; make a space of its own after exec")]
+    Forked,
+}
+
+fn userfaultfd_remedy(error: &OpenError) -> &'static str {
+    let refused_for = |errno| matches!(error, OpenError::Refused { attempts } if attempts.iter().any(|(_, e)| *e == errno));
+    match [Errno::MFILE, Errno::NFILE].into_iter().find(|&errno| refused_for(errno)) {
+        Some(errno) => remedy(errno),
+        None => "run `pagelease doctor` for the command that changes it",
+    }
 }
 
 /// A region could not be made.

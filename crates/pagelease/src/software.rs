@@ -171,7 +171,7 @@ impl SoftwareDevice {
     /// # Panics
     /// If the view is another device's, or an item's page lies behind its end.
     pub fn submit(&self, view: &View, operation: impl Operation, items: &[Item]) -> Job {
-        assert!(view.core().device.id == self.handle.id(), "the view of another device");
+        assert!(view.core().device.same(&self.handle.core), "the view of another device");
         let pages = view.pages();
         let mut queues: Vec<Vec<Item>> = (0..self.config.workers).map(|_| Vec::new()).collect();
         for item in items {

@@ -188,6 +188,9 @@ impl Space {
         if config.hold_limit.is_zero() || config.drain_limit.is_zero() {
             return Err(SpaceError::Zero("a limit"));
         }
+        if fork::in_child() {
+            return Err(SpaceError::Forked);
+        }
         fork::arm().map_err(SpaceError::Memory)?;
         let mut core = SpaceCore::with(config)?;
         if !config.simulated {

@@ -44,21 +44,28 @@ pub(super) struct Bare {
 }
 
 impl Bare {
-    /// `pages` pages that exist, and are mapped in both views.
-    pub(super) fn new(pages: usize, trap: Trap) -> Result<Self> {
-        let bare = Self::untouched(pages, trap)?;
-        mem::populate_write(bare.alias.span()).context("MADV_POPULATE_WRITE")?;
-        if bare.uffd.is_some() {
-            bare.give(bare.view.span())?;
-        } else {
-            mem::populate_write(bare.view.span()).context("MADV_POPULATE_WRITE")?;
-        }
+    /// `count` pages that exist, and are mapped in both views.
+    pub(super) fn new(count: usize, trap: Trap) -> Result<Self> {
+        let bare = Self::untouched(count, trap)?;
+        bare.populate(0, count)?;
         Ok(bare)
     }
 
-    /// `pages` pages of which none exists yet.
-    pub(super) fn untouched(pages: usize, trap: Trap) -> Result<Self> {
-        let len = pages * page_size();
+    /// Makes `count` pages from `first` on exist, mapped in both views.
+    pub(super) fn populate(&self, first: usize, count: usize) -> Result<()> {
+        let span = self.span(first, count);
+        let alias = self.alias.span().start() + (span.start() - self.view.span().start());
+        let alias = Span::new(alias, span.len()).context("a part of the alias")?;
+        mem::populate_write(alias).context("MADV_POPULATE_WRITE")?;
+        if self.uffd.is_some() {
+            return self.give(span);
+        }
+        mem::populate_write(span).context("MADV_POPULATE_WRITE")
+    }
+
+    /// `count` pages of which none exists yet.
+    pub(super) fn untouched(count: usize, trap: Trap) -> Result<Self> {
+        let len = count * page_size();
         let file = mem::memfd(c"pagelease-bench", len).context("memfd")?;
         let view = Mapping::shared(&file, 0, len).context("mmap")?;
         let alias = Mapping::shared(&file, 0, len).context("mmap")?;

@@ -49,7 +49,7 @@ pub(super) fn run(setup: &Setup) -> Result<Vec<Figure>> {
     for (others, rounds) in [(0, 3000), (2, 600), (4, 400)] {
         let workers = 1 + others;
         let config = SoftwareConfig { workers, ..SoftwareConfig::default() };
-        let managed = Managed::with_device(Faults::InThread, workers, setup.cpus.there, config)?;
+        let managed = Managed::untouched(Faults::InThread, workers, setup.cpus.there, config)?;
         for worker in 1..workers {
             let cpu = [setup.cpus.here, setup.cpus.there][worker % 2];
             cpus::pin_named(&format!("{}{worker}", Managed::WORKER), 1, cpu)?;

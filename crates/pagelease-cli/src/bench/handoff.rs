@@ -30,8 +30,7 @@ const PAGES: usize = 16384;
 const COUNTED: usize = 1024;
 
 pub(super) fn run(setup: &Setup) -> Result<Vec<Figure>> {
-    let managed = Managed::new(Faults::Monitor, PAGES, setup.cpus.there)?;
-    let bare = Bare::new(PAGES, Trap::Message)?;
+    let (managed, bare) = Managed::beside_bare(Faults::Monitor, PAGES, setup.cpus.there, Trap::Message)?;
     // So that the threads just started have gone to sleep.
     std::thread::sleep(Duration::from_millis(20));
     let mut figures = Vec::new();

@@ -28,13 +28,12 @@ const RESIDENCY_NS: u64 = 3_000_000;
 
 pub(super) fn run(setup: &Setup) -> Result<Vec<Figure>> {
     let (here, there) = (setup.cpus.here, setup.cpus.there);
-    let bare = Bare::new(PAGES, Trap::Message)?;
     let mut figures = Vec::new();
     for (faults, place, goal) in
         [(Faults::InThread, here, 1.4), (Faults::Monitor, here, 2.0), (Faults::Monitor, there, 2.0)]
     {
         let _awake = (place == there).then(|| Spinner::start(here, Spin::Awake)).transpose()?;
-        let managed = Managed::new(faults, PAGES, place)?;
+        let (managed, bare) = Managed::beside_bare(faults, PAGES, place, Trap::Message)?;
         let arms = read_back(&managed, &bare, place, setup.samples(80))?;
         let case = match (faults, place == here) {
             (Faults::InThread, _) => "in-thread",

@@ -84,10 +84,9 @@ fn touch(bare: &Bare, page: usize) {
 }
 
 fn in_thread(setup: &Setup) -> Result<Vec<Figure>> {
-    let managed = Managed::new(Faults::InThread, PAGES, setup.cpus.there)?;
+    let (managed, bare) = Managed::beside_bare(Faults::InThread, PAGES, setup.cpus.there, Trap::Signal)?;
     let rounds = setup.samples(8 * PAGES);
 
-    let bare = Bare::new(PAGES, Trap::Signal)?;
     let handler = Handler::sigbus(&bare);
     let mut pages = Pages::new(&managed, &bare);
     let mut arms = Arms::default();
@@ -113,8 +112,8 @@ fn in_thread(setup: &Setup) -> Result<Vec<Figure>> {
 
 fn monitor(setup: &Setup) -> Result<Vec<Figure>> {
     let (here, there) = (setup.cpus.here, setup.cpus.there);
-    let managed = Managed::new(Faults::Monitor, PAGES, there)?;
-    let bare = Arc::new(Bare::new(PAGES, Trap::Message)?);
+    let (managed, bare) = Managed::beside_bare(Faults::Monitor, PAGES, there, Trap::Message)?;
+    let bare = Arc::new(bare);
     let _awake_here = Spinner::start(here, Spin::Awake)?;
 
     managed.monitors_run_on(here)?;

@@ -4,6 +4,7 @@ use core::time::Duration;
 use std::sync::Arc;
 
 use pagelease_protocol::PageIndex;
+use pagelease_sys::fork;
 
 use super::Lanes;
 use crate::device::DeviceHandle;
@@ -40,6 +41,9 @@ pub enum JobError {
     /// The device was lost.
     #[error(transparent)]
     Lost(#[from] DeviceLost),
+    /// Waited for in a child of fork.
+    #[error("this process is a forked child: the workers are its parent's")]
+    Forked,
 }
 
 /// Work that was submitted. Dropping it does not cancel the work.
@@ -96,6 +100,9 @@ impl Job {
             }
             if let Some(lost) = self.device.lost() {
                 return Err(lost.into());
+            }
+            if fork::in_child() {
+                return Err(JobError::Forked);
             }
             pending.wait(left, Deadline::after(LOSS_POLL));
         }

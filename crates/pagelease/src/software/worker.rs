@@ -129,6 +129,10 @@ impl Crew {
         let busy = parts.iter().filter(|items| !items.is_empty()).count();
         let workers = u32::try_from(busy).expect("a thread each");
         let state = Arc::new(JobState::new(workers));
+        if fork::in_child() {
+            // Nobody will take it; a queue's lock may be one that the parent had when it forked.
+            return Job { state, device: device.clone() };
+        }
         for (queue, items) in self.queues.iter().zip(parts).filter(|(_, items)| !items.is_empty()) {
             let task = Task { job: state.clone(), view: view.clone(), program: program.clone(), items };
             queue.tasks.lock().expect("not poisoned").waiting.push_back(task);
