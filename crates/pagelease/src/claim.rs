@@ -30,7 +30,7 @@ use crate::error::ClaimError;
 use crate::invalidate::invalidate;
 use crate::lease::Lease;
 use crate::mutant::{self, Mutant};
-use crate::records::{CHUNK, Entry, Opening, Phase, RECORDS, Record, Writer};
+use crate::records::{BORROWED, CHUNK, Entry, Opening, Phase, RECORDS, Record, Writer};
 use crate::region::RegionCore;
 use crate::sync::{Deadline, Waited, Word, block_signals, now_ns, relax, tid};
 use crate::touch::{Who, break_overdue, single};
@@ -350,7 +350,7 @@ impl<'a> Claim<'a> {
         record
             .entries()
             .filter(|entry| entry.taken)
-            .map(|entry| (entry.page, self.region.word(entry.page)))
+            .map(|entry| (entry.page, given_back(&self.region.words[entry.page.as_usize()])))
             .filter(move |(_, word)| word.ticket() == Some(record.id()))
     }
 
@@ -375,7 +375,7 @@ impl<'a> Claim<'a> {
     #[inline]
     fn put(&self, cell: &Word, ticket: u16, entry: Entry, step: impl Fn(PageWord) -> PageWord) {
         loop {
-            let word = PageWord::from_bits(cell.load());
+            let word = given_back(cell);
             if word.ticket() != Some(ticket) {
                 return;
             }
@@ -399,13 +399,13 @@ impl<'a> Claim<'a> {
                 crate::lease::end_hold(self.region, self.device, entry);
                 continue;
             }
-            let word = self.region.word(entry.page);
+            let cell = &self.region.words[entry.page.as_usize()];
+            let word = given_back(cell);
             if word.ticket() == Some(record.id())
                 && let Some(owner) = word.owner()
             {
                 invalidate(self.region, owner, single(entry.page), Cause::Clear, origin, Who::Nobody);
             }
-            let cell = &self.region.words[entry.page.as_usize()];
             self.put(cell, record.id(), entry, |word| step::undo(word, populated));
         }
         debug_assert!(taken.count as usize <= record.len());
@@ -451,6 +451,20 @@ impl<'a> Claim<'a> {
                 }
             }
         }
+    }
+}
+
+/// The word of a page that a claim has busy, once nobody borrows that.
+#[inline]
+fn given_back(cell: &Word) -> PageWord {
+    let mut turn = 0;
+    loop {
+        let word = PageWord::from_bits(cell.load());
+        if word.ticket() != Some(BORROWED) {
+            return word;
+        }
+        turn += 1;
+        relax(turn);
     }
 }
 

@@ -34,7 +34,8 @@ pub enum SpaceError {
 }
 
 fn userfaultfd_remedy(error: &OpenError) -> &'static str {
-    let refused_for = |errno| matches!(error, OpenError::Refused { attempts } if attempts.iter().any(|(_, e)| *e == errno));
+    let refused_for =
+        |errno| matches!(error, OpenError::Refused { attempts } if attempts.iter().any(|(_, e)| *e == errno));
     match [Errno::MFILE, Errno::NFILE].into_iter().find(|&errno| refused_for(errno)) {
         Some(errno) => remedy(errno),
         None => "run `pagelease doctor` for the command that changes it",

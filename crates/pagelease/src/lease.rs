@@ -12,7 +12,7 @@ use pagelease_sys::fork;
 
 use crate::error::LeaseBroken;
 use crate::mutant::{self, Mutant};
-use crate::records::{Entry, Record};
+use crate::records::{Entry, Phase, Record};
 use crate::region::RegionCore;
 use crate::restore::{self, Of};
 use crate::shared::Shared;
@@ -101,10 +101,9 @@ impl Lease {
         let operation = region.enter();
         let result = self.broken(|entry| end_hold(region, owner, entry));
         let eager = operation.is_some() && region.space.config.restore == RestorePolicy::Eager;
-        for record in self.records() {
-            if eager {
-                restore::eagerly(region, owner, record);
-            }
+        if eager {
+            self.records().for_each(|record| record.set_phase(Phase::Ended));
+            self.records().for_each(|record| restore::eagerly(region, owner, record));
         }
         let mut next = self.last;
         while let Some(record) = region.space.records.get(next) {

@@ -5,8 +5,9 @@
 //! **hold** (page and generation of everything it got). It lies in a table of the space's own mappings: claiming
 //! allocates nothing, and the fault path can read it.
 //!
-//! Life of a record: `Free -> Claiming -> Committing -> Held -> Free`. Up to `Claiming`, an invalidation that concerns it
-//! makes the claim start again; `Committing` is its commit point. A user's notifier is a record too, in `Subscribed`.
+//! Life of a record: `Free -> Claiming -> Committing -> Held (-> Ended) -> Free`. Up to `Claiming`, an invalidation that concerns it
+//! makes the claim start again; `Committing` is its commit point; `Ended`, an eager lease
+//! gives its pages back. A user's notifier is a record too, in `Subscribed`.
 //!
 //! Invariants:
 //! - A record is changed by the thread that opened it only, or by whoever owns the lease later. Others read its header:
@@ -36,6 +37,9 @@ pub(crate) const RECORDS: usize = if cfg!(pagelease_shuttle) { 64 } else { 4096 
 /// The ticket of whoever serves a fault. It cannot be interrupted by a touch, so nobody needs to find it.
 pub(crate) const SERVICE_TICKET: u16 = 0;
 
+/// The ticket of whoever serves a touch of a claim's own thread, under that claim's `busy`.
+pub(crate) const BORROWED: u16 = u16::MAX;
+
 const MAP_WORDS: usize = RECORDS / 64;
 
 /// Where a record is in its life.
@@ -47,6 +51,7 @@ pub(crate) enum Phase {
     Committing = 2,
     Held = 3,
     Subscribed = 4,
+    Ended = 5,
 }
 
 /// What a claim did with a page of its record.
@@ -201,17 +206,18 @@ impl Records {
         })
     }
 
-    /// Whether `thread` holds `page` of `region`, whose holds have this `generation`, by a lease. One that has lost the page
-    /// has another; and a claim holds none of those that it takes, up to its commit point.
-    pub(crate) fn holds(&self, thread: u32, region: u32, page: PageIndex, generation: u16) -> bool {
-        self.live().filter(|record| record.thread() == thread).any(|record| {
-            let entry = PageRange::single(page).and_then(|page| record.first_in(region, page));
-            entry.is_some_and(|entry| match record.phase() {
+    /// The oldest claim or lease by which `thread` holds `page` of `region`, whose holds have this `generation`. A lease that
+    /// has lost the page has another; and a claim holds none of those that it takes, up to its commit point.
+    pub(crate) fn holding(&self, thread: u32, region: u32, page: PageIndex, generation: u16) -> Option<Record<'_>> {
+        let range = PageRange::single(page)?;
+        let holds = |record: &Record<'_>| {
+            record.first_in(region, range).is_some_and(|entry| match record.phase() {
                 Phase::Held | Phase::Committing => entry.generation == generation,
                 Phase::Claiming => entry.generation == generation && !entry.taken,
-                Phase::Free | Phase::Subscribed => false,
+                Phase::Free | Phase::Subscribed | Phase::Ended => false,
             })
-        })
+        };
+        self.live().filter(|record| record.thread() == thread).filter(holds).min_by_key(Record::token)
     }
 
     /// An invalidation of `range` begins: every subscription it concerns hears of it. Signal-safe.
@@ -268,12 +274,17 @@ impl<'a> Record<'a> {
         self.header().thread.load(Ordering::Relaxed)
     }
 
+    pub(crate) fn token(&self) -> u64 {
+        self.header().token.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn phase(&self) -> Phase {
         match self.header().phase.load(Ordering::SeqCst) {
             1 => Phase::Claiming,
             2 => Phase::Committing,
             3 => Phase::Held,
             4 => Phase::Subscribed,
+            5 => Phase::Ended,
             _ => Phase::Free,
         }
     }
@@ -294,7 +305,7 @@ impl<'a> Record<'a> {
 
     /// Ends the record's life; nothing of it may be used any more.
     pub(crate) fn close(&self) {
-        if self.phase() != Phase::Held {
+        if !matches!(self.phase(), Phase::Held | Phase::Ended) {
             self.records.in_flight.fetch_sub(1, Ordering::SeqCst);
         }
         self.header().phase.store(Phase::Free as u32, Ordering::SeqCst);
@@ -347,7 +358,7 @@ impl<'a> Record<'a> {
         match self.phase() {
             Phase::Subscribed => self.overlaps(region, range),
             Phase::Claiming | Phase::Committing => self.has_any(region, range),
-            Phase::Held | Phase::Free => false,
+            Phase::Held | Phase::Ended | Phase::Free => false,
         }
     }
 

@@ -13,7 +13,7 @@ use crate::lease;
 use crate::records::{Record, SERVICE_TICKET};
 use crate::region::RegionCore;
 use crate::sync::{Deadline, Waited, block_signals, now_ns, tid};
-use crate::touch::{Who, break_hold, break_overdue, is_own_obstacle, map_for_cpu};
+use crate::touch::{Toucher, Who, break_hold, break_overdue, map_for_cpu, own_record};
 
 /// The most pages that are busy at a time: their generations lie on the stack.
 const BATCH: usize = if cfg!(pagelease_shuttle) { 4 } else { 1024 };
@@ -111,7 +111,8 @@ fn batch(region: &RegionCore, at: &mut u32, end: u32, of: Of, cause: Cause) -> O
 /// Ends the calling thread's own hold of `page`, if it has one.
 fn break_own(region: &RegionCore, page: PageIndex) -> bool {
     let word = region.word(page);
-    let own = word.held() && is_own_obstacle(region, page, word, Obstacle::Held, Who::Thread(tid()));
+    let toucher = Toucher::stopped(Who::Thread(tid()), None);
+    let own = word.held() && own_record(region, page, word, Obstacle::Held, toucher).is_some();
     if own && break_hold(region, page) {
         region.space.stats.holds_broken_by_self.one();
         let word = region.word(page);

@@ -305,6 +305,11 @@ impl SpaceCore {
         }
     }
 
+    /// The token of the next claim, at least.
+    pub(crate) fn last_token(&self) -> u64 {
+        self.tokens.load(Ordering::SeqCst)
+    }
+
     pub(crate) fn next_token(&self) -> Token {
         Token(self.tokens.fetch_add(1, Ordering::Relaxed))
     }

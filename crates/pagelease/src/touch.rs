@@ -18,7 +18,7 @@ use pagelease_protocol::{Cause, Obstacle, Origin, OwnerId, PageIndex, PageRange,
 use crate::backend::{MapOutcome, Mapped};
 use crate::invalidate::invalidate;
 use crate::mutant::{self, Mutant};
-use crate::records::{Phase, Record, SERVICE_TICKET};
+use crate::records::{BORROWED, Phase, Record, SERVICE_TICKET};
 use crate::region::RegionCore;
 use crate::sequence::WINDOW_MAX;
 use crate::sync::{Deadline, Waited, block_signals, now_ns};
@@ -61,6 +61,15 @@ pub(crate) struct Toucher {
     pub(crate) who: Who,
     /// Whether it writes, where that is known.
     pub(crate) write: Option<bool>,
+    /// It touched before any claim with this token or a later one began; as far as whoever serves it can know.
+    pub(crate) read_at: u64,
+}
+
+impl Toucher {
+    /// A touch whose thread does not run until it is served.
+    pub(crate) fn stopped(who: Who, write: Option<bool>) -> Self {
+        Self { who, write, read_at: u64::MAX }
+    }
 }
 
 /// On which thread a touch is served.
@@ -121,8 +130,22 @@ pub(crate) fn serve(region: &RegionCore, page: PageIndex, toucher: Toucher, serv
                 break;
             }
             TouchStep::Wait(obstacle) => {
-                if is_own_obstacle(region, page, word, obstacle, toucher.who) {
-                    if serve_own_thread(region, page, word, toucher, server) {
+                if let Some(record) = own_record(region, page, word, obstacle, toucher) {
+                    if record.token() >= toucher.read_at {
+                        // The thread has gone on since. If it has not, it traps again.
+                        region.backend.wake(single(page));
+                        return Served::Done;
+                    }
+                    if obstacle == Obstacle::Held {
+                        break_own_hold(region, page);
+                        continue;
+                    }
+                    let may_call = |device: Option<OwnerId>| device.is_none_or(|device| region.is_signal_safe(device));
+                    if server == Server::InThread && !(may_call(record.owner()) && may_call(word.owner())) {
+                        space.deputy.serve(region, page, toucher);
+                        return Served::Done;
+                    }
+                    if serve_own_claim(region, page, word, record, toucher) {
                         break;
                     }
                     continue;
@@ -227,19 +250,19 @@ pub(crate) fn map_for_cpu(region: &RegionCore, pages: PageRange, how: Mapped) ->
     })
 }
 
-/// Whether what the touch would wait for is the touching thread's own, which cannot go on before the touch does.
-pub(crate) fn is_own_obstacle(
+/// The claim or lease of the touching thread's own that the touch would wait for, and which cannot go on before it does.
+pub(crate) fn own_record(
     region: &RegionCore,
     page: PageIndex,
     word: PageWord,
     obstacle: Obstacle,
-    who: Who,
-) -> bool {
-    let Some(tid) = who.tid() else { return false };
+    toucher: Toucher,
+) -> Option<Record<'_>> {
+    let tid = toucher.who.tid()?;
     match obstacle {
-        Obstacle::Busy => claiming_record(region, word).is_some_and(|record| record.thread() == tid),
-        Obstacle::Held => region.space.records.holds(tid, region.id.0, page, word.generation()),
-        Obstacle::Waiter => false,
+        Obstacle::Busy => claiming_record(region, word).filter(|record| record.thread() == tid),
+        Obstacle::Held => region.space.records.holding(tid, region.id.0, page, word.generation()),
+        Obstacle::Waiter => None,
     }
 }
 
@@ -247,38 +270,40 @@ fn claiming_record(region: &RegionCore, word: PageWord) -> Option<Record<'_>> {
     word.ticket().and_then(|ticket| region.space.records.get(ticket))
 }
 
-/// A thread touches a page that it holds, or is about to claim: its own hold ends, or its claim starts again. Its claiming
-/// code cannot run meanwhile, so the `busy` that it has is ours to use. `false`: look again.
-fn serve_own_thread(region: &RegionCore, page: PageIndex, word: PageWord, toucher: Toucher, server: Server) -> bool {
-    if !word.busy() {
-        if break_hold(region, page) {
-            region.space.stats.holds_broken_by_self.one();
-        }
+/// A thread touches a page that it holds: its own hold ends.
+fn break_own_hold(region: &RegionCore, page: PageIndex) {
+    if break_hold(region, page) {
+        region.space.stats.holds_broken_by_self.one();
+    }
+}
+
+/// A thread touches a page that it is about to claim: its claim starts again, or has lost the page. `false`: look again.
+///
+/// The thread does not run meanwhile, so its `busy` could be used as it is. But a monitor cannot know whether somebody else
+/// has woken it since the message was read. So the `busy` is borrowed: until it is given back, the claim waits where it
+/// looks at the word; and behind that, it finds that its grant does not stand, unless it was past its commit point.
+fn serve_own_claim(region: &RegionCore, page: PageIndex, word: PageWord, record: Record<'_>, toucher: Toucher) -> bool {
+    if !region.swap(page, word, word.signed(BORROWED)) {
         return false;
     }
-    let Some(record) = claiming_record(region, word) else { return false };
+    let records = &region.space.records;
+    let begun = records.begin(region.id.0, single(page), Cause::Clear, Origin::default());
     let committing = record.phase() == Phase::Committing;
     // Up to the commit point a previous owner may still use the page; behind it, the claiming device may.
-    let user = if committing { record.owner() } else { word.owner() };
-    if let Some(user) = user {
-        if server == Server::InThread && !region.is_signal_safe(user) {
-            region.space.deputy.serve(region, page, toucher);
-            return true;
-        }
+    if let Some(user) = if committing { record.owner() } else { word.owner() } {
         invalidate(region, user, single(page), Cause::Clear, Origin::default(), toucher.who);
-    } else if let Some(begun) = region.space.records.begin(region.id.0, single(page), Cause::Clear, Origin::default()) {
-        region.space.records.end(&begun);
-    }
-    let lost = if committing { record.entries().find(|entry| entry.page == page) } else { None };
-    if lost.is_some() {
-        // Mapping wakes the thread that a monitor serves: its claim must not find the page its own by then.
-        region.update(page, |word| word.signed(SERVICE_TICKET));
     }
     map_for_cpu(region, single(page), Mapped::Writable);
-    if let Some(entry) = lost {
-        region.update(page, |word| touch::take_over(word.unsigned(entry.generation)));
-        region.space.stats.holds_broken_by_self.one();
-        region.space.stats.restores.one();
+    match record.entries().find(|entry| entry.page == page) {
+        Some(lost) if committing => {
+            region.update(page, |word| touch::take_over(word.unsigned(lost.generation)));
+            region.space.stats.holds_broken_by_self.one();
+            region.space.stats.restores.one();
+        }
+        _ => region.update(page, |word| word.signed(record.id())),
+    }
+    if let Some(begun) = begun {
+        records.end(&begun);
     }
     true
 }
@@ -375,7 +400,7 @@ impl RegionCore {
         if next.owes_hand_back() {
             // What this thread has busy now nobody could find if a signal handler of it touched the page.
             let _blocked = block_signals();
-            serve(self, page, Toucher { who: Who::Nobody, write: Some(true) }, Server::Owed);
+            serve(self, page, Toucher::stopped(Who::Nobody, Some(true)), Server::Owed);
         }
     }
 }

@@ -11,41 +11,9 @@ use std::time::Duration;
 use pagelease::software::{DevicePage, Item, JobError, SoftwareConfig, SoftwareDevice, StartError};
 use pagelease::{Access, AttachError, ByteLen, ClaimError, Faults, Region, RegionError, Space, SpaceError, View};
 
-use support::{MODES, PLAIN, at, in_child, one, open, page, pages};
+use support::{End, MODES, PLAIN, at, fork, in_child, one, open, page, pages};
 
 mod support;
-
-/// How a forked child ended.
-#[derive(Copy, Clone, Debug, Eq, PartialEq)]
-enum End {
-    Exit(i32),
-    Signal(i32),
-}
-
-/// Forks; the child runs `body` and exits with 0 if it returns `true`.
-fn fork(body: impl FnOnce() -> bool) -> End {
-    // SAFETY: the child calls malloc, which glibc makes safe after fork, and otherwise only what these tests are about.
-    match unsafe { libc::fork() } {
-        0 => {
-            // SAFETY: no precondition. A child that hangs is killed by a signal, which no test expects.
-            unsafe { libc::alarm(20) };
-            let code = if body() { 0 } else { 1 };
-            // SAFETY: no precondition.
-            unsafe { libc::_exit(code) }
-        }
-        child => {
-            assert!(child > 0, "fork failed");
-            let mut status = 0;
-            // SAFETY: room for an int.
-            assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
-            if libc::WIFSIGNALED(status) {
-                End::Signal(libc::WTERMSIG(status))
-            } else {
-                End::Exit(libc::WEXITSTATUS(status))
-            }
-        }
-    }
-}
 
 struct Parent {
     space: Space,

@@ -227,12 +227,26 @@ impl<'a> Handler<'a> {
     pub(super) fn during<R>(&self, work: impl FnOnce() -> R) -> R {
         SERVED.store(core::ptr::from_ref(self.bare).cast_mut(), Ordering::Release);
         let mut before = MaybeUninit::uninit();
-        // SAFETY: the action is a valid one, and there is room for the one before it. Neither call can fail then.
-        unsafe { libc::sigaction(self.signal, &raw const self.action, before.as_mut_ptr()) };
-        let result = work();
-        // SAFETY: the first call filled `before` in.
-        unsafe { libc::sigaction(self.signal, before.as_ptr(), null_mut()) };
-        result
+        // SAFETY: the action is a valid one, and there is room for the one before it. It cannot fail then, and fills it in.
+        let before = unsafe {
+            libc::sigaction(self.signal, &raw const self.action, before.as_mut_ptr());
+            before.assume_init()
+        };
+        let _restore = Restore { signal: self.signal, before };
+        work()
+    }
+}
+
+/// Puts a signal's action back when dropped.
+struct Restore {
+    signal: c_int,
+    before: libc::sigaction,
+}
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        // SAFETY: the action is the one that was there.
+        unsafe { libc::sigaction(self.signal, &raw const self.before, null_mut()) };
     }
 }
 

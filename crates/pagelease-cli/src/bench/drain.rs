@@ -11,14 +11,16 @@
 //!
 //! Placement: the touching thread here, the page's worker there, the other workers half here and half there. Each sample begins
 //! when the page's worker is seen at work. Where it shares its CPU, it is often not running: stopped in the middle of an
-//! operation, it can be drained by no scheme before it runs again, and what one would measure is the scheduler.
+//! operation, it can be drained by no scheme before it runs again, and what one would measure is the scheduler. While waiting for
+//! that, the kernel's part of this CPU's caches goes cold. So just before, in both arms, another page that the device has, and
+//! nobody works on, is touched.
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 
 use anyhow::{Result, ensure};
 use pagelease::software::{DevicePage, Item, Job, SoftwareConfig};
-use pagelease::{Faults, PageIndex};
+use pagelease::{Faults, PageIndex, PageRange};
 use pagelease_sys::barrier::barrier;
 
 use super::figure::Figure;
@@ -38,18 +40,19 @@ const JOBS: usize = 8;
 /// The page that is taken, and by its number the worker that has it.
 const PAGE: PageIndex = PageIndex(0);
 
-/// Operations of the page's worker before it is taken again: it is in its stride, and holds no lease.
-const STRIDE: u64 = 500;
+/// Operations of the page's worker before it is taken again: some 200 us of work. It is in its stride then, and no longer
+/// holds what it has claimed; a touch would wait for that, and what is measured is not how long a device holds its pages.
+const STRIDE: u64 = 3000;
 
 /// Some operations' time.
 const LOOK_NS: u64 = 1_000;
 
 pub(super) fn run(setup: &Setup) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
-    for (others, rounds) in [(0, 3000), (2, 600), (4, 400)] {
+    for (others, rounds) in [(0, 2000), (2, 500), (4, 300)] {
         let workers = 1 + others;
         let config = SoftwareConfig { workers, ..SoftwareConfig::default() };
-        let managed = Managed::untouched(Faults::InThread, workers, setup.cpus.there, config)?;
+        let managed = Managed::untouched(Faults::InThread, workers + 1, setup.cpus.there, config)?;
         for worker in 1..workers {
             let cpu = [setup.cpus.here, setup.cpus.there][worker % 2];
             cpus::pin_named(&format!("{}{worker}", Managed::WORKER), 1, cpu)?;
@@ -77,9 +80,10 @@ fn measure(managed: &Managed, workers: usize, rounds: usize) -> Result<Arms> {
     Ok(arms)
 }
 
-/// A device whose workers work without pause, each on one page.
+/// A device whose workers work without pause, each on one page. It has one page more, which stays idle.
 struct Working<'a> {
     managed: &'a Managed,
+    idle: PageRange,
     items: Vec<Item>,
     jobs: VecDeque<Job>,
     submitted: u64,
@@ -87,10 +91,8 @@ struct Working<'a> {
 
 impl<'a> Working<'a> {
     fn new(managed: &'a Managed, workers: usize) -> Self {
-        let pages = managed.view.pages().iter();
-        let items = pages.flat_map(|page| [Item { page, argument: 0 }; ITEMS]).collect::<Vec<_>>();
-        debug_assert_eq!(items.len(), workers * ITEMS);
-        Self { managed, items, jobs: VecDeque::new(), submitted: 0 }
+        let items = pages(0, workers).iter().flat_map(|page| [Item { page, argument: 0 }; ITEMS]).collect();
+        Self { managed, idle: pages(workers, 1), items, jobs: VecDeque::new(), submitted: 0 }
     }
 
     /// Returns when the device has work for long, and the page's worker is seen at it.
@@ -101,6 +103,8 @@ impl<'a> Working<'a> {
             while self.done() < begin + STRIDE && !self.jobs[JOBS - 1].is_over() {
                 core::hint::spin_loop();
             }
+            self.managed.take(self.idle)?;
+            self.managed.touch(self.idle.start() as usize);
             // This thread may itself have been stopped in between: is the worker running now?
             let before = self.done();
             spin_for(LOOK_NS);

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use pagelease::software::{DevicePage, Item, Operation};
-use pagelease::{Faults, PageIndex};
+use pagelease::{Faults, PageIndex, View};
 use pagelease_sys::thread::monotonic_ns;
 
 use super::Setup;
@@ -39,7 +39,7 @@ pub(super) fn run(setup: &Setup) -> Result<Vec<Figure>> {
     for (case, spread) in [("words of 64 pages", PAGES), ("words of one page", 1)] {
         let spread = u32::try_from(spread)?;
         let mut item = || Item { page: PageIndex(random.below(spread)), argument: u64::from(random.below(words)) };
-        let items: Arc<[Item]> = (0..ITEMS).map(|_| item()).collect();
+        let items: Vec<Item> = (0..ITEMS).map(|_| item()).collect();
         let figure = Figure::of(case, &measure(&managed, &items, setup.samples(240))?, ITEMS);
         let more_ns = figure.value_ns().zip(figure.floor_ns()).map_or(0.0, |(value_ns, floor_ns)| value_ns - floor_ns);
         figures.push(figure.goal_beyond_floor_ns(GOAL_NS).note(format!("{} more", duration(more_ns))));
@@ -47,15 +47,14 @@ pub(super) fn run(setup: &Setup) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-fn measure(managed: &Managed, items: &Arc<[Item]>, rounds: usize) -> Result<Arms> {
+fn measure(managed: &Managed, items: &[Item], rounds: usize) -> Result<Arms> {
     let add_one = |page: &DevicePage<'_>, word: u64| {
         #[expect(clippy::cast_possible_truncation, reason = "a word of a page")]
         page.update(word as usize, |count| count + 1);
     };
-    let walk = Arc::new(Walk::new(managed, items)?);
     let one = [Item { page: PageIndex(0), argument: 0 }];
     let value = |_| in_worker(managed, add_one, items);
-    let floor = |_| in_worker(managed, walk.clone(), &one);
+    let floor = |_| in_worker(managed, Walk::new(managed, items)?, &one);
     let before = sum(managed);
     let arms = Arms::in_turn(rounds, value, floor)?;
     let expected = 2 * Arms::all_rounds(rounds) * items.len();
@@ -68,31 +67,40 @@ fn sum(managed: &Managed) -> u64 {
     managed.view.pages().iter().flat_map(|page| managed.view.words(page)).map(|word| word.load(Ordering::Relaxed)).sum()
 }
 
-/// The floor: walks the items as plainly as can be.
+/// The floor: walks the items as plainly as can be. Its list is as fresh from this thread as a job's is, so that the worker
+/// has to fetch it from the other CPU's cache in both arms.
 struct Walk {
+    /// The first word of the view.
     words: *const AtomicU64,
+    /// Keeps the words.
+    _view: View,
     words_per_page: usize,
-    items: Arc<[Item]>,
+    items: Vec<Item>,
 }
 
-// SAFETY: it points to atomics, which any thread may use; they stay as long as the bench's view.
+// SAFETY: it points to atomics, which any thread may use, and keeps them.
 unsafe impl Send for Walk {}
 // SAFETY: as above.
 unsafe impl Sync for Walk {}
 
 impl Walk {
-    fn new(managed: &Managed, items: &Arc<[Item]>) -> Result<Self> {
+    fn new(managed: &Managed, items: &[Item]) -> Result<Self> {
         let first = managed.view.page_ptr(PageIndex(0)).context("a real region has addresses")?;
-        Ok(Self { words: first.cast().as_ptr(), words_per_page: words_per_page(), items: items.clone() })
+        Ok(Self {
+            words: first.cast().as_ptr(),
+            _view: managed.view.clone(),
+            words_per_page: words_per_page(),
+            items: items.to_vec(),
+        })
     }
 }
 
 impl Operation for Walk {
     fn run(&self, _: &DevicePage<'_>, _: u64) {
-        for item in &*self.items {
+        for item in &self.items {
             #[expect(clippy::cast_possible_truncation, reason = "a word of a page")]
             let index = item.page.as_usize() * self.words_per_page + item.argument as usize;
-            // SAFETY: the items' pages are the view's, their arguments words of a page; the view outlives the job.
+            // SAFETY: the items' pages are the view's, their arguments words of a page.
             let word = unsafe { &*self.words.add(index) };
             word.store(word.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         }

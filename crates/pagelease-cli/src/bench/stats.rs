@@ -123,12 +123,14 @@ mod tests {
     #[test]
     fn arms_take_turns_and_the_warm_up_is_not_counted() {
         let order = core::cell::RefCell::new(Vec::new());
-        let arms = Arms::in_turn(
-            16,
-            |round| Ok::<_, ()>(order.borrow_mut().push(2 * round)).map(|()| 5),
-            |round| Ok(order.borrow_mut().push(2 * round + 1)).map(|()| 4),
-        )
-        .unwrap();
+        let arm = |number: usize, ns: u64| {
+            let order = &order;
+            move |round| {
+                order.borrow_mut().push(2 * round + number);
+                Ok::<_, ()>(ns)
+            }
+        };
+        let arms = Arms::in_turn(16, arm(0, 5), arm(1, 4)).unwrap();
         assert_eq!((arms.value.0, arms.floor.0), (vec![5; 16], vec![4; 16]));
         assert_eq!(order.into_inner(), (0..36).collect::<Vec<_>>());
     }

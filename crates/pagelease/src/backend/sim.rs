@@ -186,7 +186,11 @@ impl Backend for Sim {
     }
 
     fn wake(&self, pages: PageRange) {
-        self.faulted.lock().expect("not poisoned").asleep.retain(|&(page, _)| !pages.contains(page));
+        let mut faulted = self.faulted.lock().expect("not poisoned");
+        faulted.asleep.retain(|&(page, _)| !pages.contains(page));
+        // As on a userfaultfd: what was not read by then is never read.
+        faulted.queue.retain(|message| !pages.contains(message.page));
+        drop(faulted);
         self.changed.notify_all();
     }
 
@@ -282,7 +286,7 @@ impl SimCpu {
             // As in the SIGBUS handler.
             let _blocked = block_signals();
             self.region.space.stats.touches.one();
-            touch::serve(&self.region, page, Toucher { who: Who::Thread(tid), write: Some(write) }, Server::InThread);
+            touch::serve(&self.region, page, Toucher::stopped(Who::Thread(tid), Some(write)), Server::InThread);
             return;
         }
         let sim = self.sim();

@@ -94,7 +94,7 @@ impl Deputy {
                     tid => Who::Thread(tid),
                 };
                 let page = PageIndex(request.page.load(Ordering::SeqCst));
-                touch::serve(region, page, Toucher { who, write }, Server::Deputy);
+                touch::serve(region, page, Toucher::stopped(who, write), Server::Deputy);
                 let done = state.swap_if(POSTED, DONE);
                 assert!(done.is_ok(), "a posted place is the deputy's");
                 state.wake_all();

@@ -31,7 +31,7 @@ fn on_bus_error(fault: &BusFault) -> bool {
     }
     let offset = fault.address - region.backend.span().start();
     let Ok(page) = u32::try_from(offset / region.granule.0) else { return false };
-    let toucher = Toucher { who: Who::Caller, write: fault.write };
+    let toucher = Toucher::stopped(Who::Caller, fault.write);
     region.space.stats.touches.one();
     touch::serve(&region, PageIndex(page), toucher, Server::InThread);
     true

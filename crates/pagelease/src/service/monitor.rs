@@ -96,9 +96,10 @@ impl Monitor {
         let (mut spin_until, mut look_at) = (0, 0);
         loop {
             let mut buffer = [MaybeUninit::uninit()];
+            let read_at = self.core.last_token();
             match self.uffd.read_faults(&mut buffer).map(|messages| messages.first().and_then(Message::fault)) {
                 Ok(Some(fault)) => {
-                    self.serve(&fault);
+                    self.serve(&fault, read_at);
                     if !self.watch.has(me) {
                         return false;
                     }
@@ -136,7 +137,7 @@ impl Monitor {
         }
     }
 
-    fn serve(&self, fault: &Fault) {
+    fn serve(&self, fault: &Fault, read_at: u64) {
         let Some(region) = registry::find(fault.address) else { return };
         let offset = fault.address - region.backend.span().start();
         let Ok(page) = u32::try_from(offset / region.granule.0) else { return };
@@ -145,7 +146,7 @@ impl Monitor {
         touch::serve(
             &region,
             PageIndex(page),
-            Toucher { who: Who::Thread(fault.thread), write: Some(write) },
+            Toucher { who: Who::Thread(fault.thread), write: Some(write), read_at },
             Server::Monitor,
         );
     }
@@ -169,5 +170,5 @@ pub(crate) fn serve_overdue(region: &crate::region::RegionCore, page: PageIndex)
         return;
     }
     touch::break_overdue(region, page);
-    touch::serve(region, page, Toucher { who: Who::Nobody, write: Some(true) }, Server::Monitor);
+    touch::serve(region, page, Toucher::stopped(Who::Nobody, Some(true)), Server::Monitor);
 }

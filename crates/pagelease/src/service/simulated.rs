@@ -16,10 +16,11 @@ pub(crate) fn watch(region: &Region, monitors: usize) {
             loop {
                 let hold_limit = region.space.config.hold_limit;
                 let deadline: Deadline = region.space.park.first_deadline(hold_limit);
+                let read_at = region.space.last_token();
                 match sim.next_fault(deadline) {
                     NextFault::Fault(message) => {
                         region.space.stats.touches.one();
-                        let toucher = Toucher { who: Who::Thread(message.tid), write: Some(message.write) };
+                        let toucher = Toucher { who: Who::Thread(message.tid), write: Some(message.write), read_at };
                         touch::serve(&region, message.page, toucher, Server::Monitor);
                     }
                     NextFault::TimedOut => {

@@ -32,7 +32,9 @@ pub(super) struct Lane {
     /// Region (upper half, never 0) and page; 0 for nothing.
     working: AtomicU64,
     tid: AtomicU32,
-    abandoned: AtomicBool,
+    /// The operation that is not waited for any more, as in `working`; the worker may yet come back from it, and work on
+    /// other pages, until it learns that its device is lost.
+    abandoned: AtomicU64,
     ended: AtomicBool,
 }
 
@@ -42,6 +44,10 @@ unsafe impl Zeroed for Lane {}
 #[cfg(pagelease_shuttle)]
 impl Zeroed for Lane {}
 
+fn key(region: RegionId, page: PageIndex) -> u64 {
+    u64::from(region.0) << 32 | u64::from(page.0)
+}
+
 impl Lane {
     pub(super) fn begin(&self, tid: u32) {
         self.tid.store(tid, Ordering::SeqCst);
@@ -50,7 +56,7 @@ impl Lane {
     /// A plain store; see the module.
     #[inline]
     pub(super) fn publish(&self, region: RegionId, page: PageIndex) {
-        self.working.store(u64::from(region.0) << 32 | u64::from(page.0), Ordering::Relaxed);
+        self.working.store(key(region, page), Ordering::Relaxed);
     }
 
     /// What was done to the page comes before it.
@@ -76,7 +82,11 @@ impl Lane {
     }
 
     pub(super) fn is_abandoned(&self) -> bool {
-        self.abandoned.load(Ordering::SeqCst)
+        self.abandoned.load(Ordering::SeqCst) != 0
+    }
+
+    fn is_abandoned_on(&self, region: RegionId, page: PageIndex) -> bool {
+        self.abandoned.load(Ordering::SeqCst) == key(region, page)
     }
 
     pub(super) fn page(&self) -> PageIndex {
@@ -137,11 +147,11 @@ impl Device for Lanes {
             while let Some(page) = lane.works_on(invalidation) {
                 // An operation of the touching thread itself ends only after its touch. Asked once: it is a system call.
                 let own = turn == 50 && invalidation.toucher() == Some(lane.tid.load(Ordering::SeqCst));
-                if own || lane.is_abandoned() {
+                if own || lane.is_abandoned_on(invalidation.region(), page) {
                     break;
                 }
                 if turn > PATIENCE && invalidation.overdue() {
-                    lane.abandoned.store(true, Ordering::SeqCst);
+                    lane.abandoned.store(key(invalidation.region(), page), Ordering::SeqCst);
                     return Err(NotDrained { page });
                 }
                 turn += 1;

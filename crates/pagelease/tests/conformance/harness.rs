@@ -122,7 +122,7 @@ impl Bench {
     /// Asserts what the counters come to. Some are raised by a monitor that has already let the touching thread go on, so
     /// they get the time to.
     #[track_caller]
-    pub(crate) fn expect<T: PartialEq + Debug>(&self, counters: impl Fn(&Stats) -> T, expected: T) {
+    pub(crate) fn expect<T: Copy + PartialEq + Debug>(&self, counters: impl Fn(&Stats) -> T, expected: T) {
         let begin = Instant::now();
         while counters(&self.stats()) != expected && begin.elapsed() < Duration::from_secs(5) {
             thread::sleep(Duration::from_millis(1));

@@ -68,6 +68,7 @@ pub(crate) fn region_dropped_while_held(setting: Setting) {
                     Err(ClaimError::RegionGone { .. }) => break,
                     Err(other) => panic!("{other}"),
                 }
+                thread::yield_now();
             }
         });
     });

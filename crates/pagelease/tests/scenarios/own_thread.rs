@@ -28,6 +28,26 @@ pub(crate) fn touch_of_a_page_it_holds(setting: Setting) {
     world.finish();
 }
 
+/// Two threads touch a page, and then claim it. Reveals a touch of one that is served twice, the second time when it has
+/// long gone on: what is then done in its name is done behind the back of its claim.
+pub(crate) fn threads_touch_and_claim(setting: Setting) {
+    let world = World::new(setting, 1);
+    let (one, other) = (world.device(), world.device());
+    one.claim_and_update(page(0));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            world.touch(0);
+            one.claim_and_update(page(0));
+        });
+        scope.spawn(|| {
+            world.touch(0);
+            other.claim_and_update(page(0));
+        });
+        scope.spawn(|| world.touch(0));
+    });
+    world.finish();
+}
+
 /// A thread still has a lease that it lost, and touches the page while another device holds it. Reveals a thread that
 /// takes that hold for its own, and breaks it.
 pub(crate) fn lost_lease_breaks_no_later_hold(setting: Setting) {
@@ -143,7 +163,12 @@ pub(crate) fn handler_touches_at_any_moment(setting: Setting) {
             world.touch(1);
             world.touch(1);
         });
-        scope.spawn(|| other.claim_and_update(page(1)));
+        scope.spawn(|| {
+            // Its hold may be taken for one of the thread's own that is just ending.
+            let lease = other.claim(page(1));
+            other.try_update(1);
+            drop(lease);
+        });
     });
     world.finish();
 }

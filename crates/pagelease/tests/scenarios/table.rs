@@ -22,6 +22,7 @@ macro_rules! scenarios {
             claims::late_holder_harms_no_later_lease if |_| true;
             claims::subscriber_hears_of_every_invalidation if |_| true;
             own_thread::touch_of_a_page_it_holds if |_| true;
+            own_thread::threads_touch_and_claim if |_| true;
             own_thread::lost_lease_breaks_no_later_hold if |_| true;
             own_thread::touch_while_it_holds_another_page if |_| true;
             own_thread::handler_touches_in_its_claim if |_| true;

@@ -139,6 +139,9 @@ const CHILD: &str = "PAGELEASE_TEST_CHILD";
 /// What it does to limits, privileges and signal handlers harms no other test.
 pub(crate) fn in_child(test: &str, body: impl FnOnce()) {
     if std::env::var(CHILD).as_deref() == Ok(test) {
+        // Its watchdog: one that is not a thread.
+        // SAFETY: no precondition.
+        unsafe { libc::alarm(100) };
         return body();
     }
     let _watchdog = watchdog();
@@ -146,6 +149,8 @@ pub(crate) fn in_child(test: &str, body: impl FnOnce()) {
         .args(["--exact", test, "--nocapture", "--test-threads=1"])
         .env(CHILD, test)
         .env("RUST_BACKTRACE", "0")
+        // Threads of a child that is short of address space shall share what malloc has.
+        .env("MALLOC_ARENA_MAX", "1")
         .stdin(Stdio::null())
         .output()
         .expect("runs itself");
@@ -155,4 +160,36 @@ pub(crate) fn in_child(test: &str, body: impl FnOnce()) {
     }
     assert!(child.status.success(), "the child ended with {}\n{out}\n{err}", child.status);
     assert!(out.contains("1 passed"), "the child ran no test named {test}\n{out}");
+}
+
+/// How a forked child ended.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub(crate) enum End {
+    Exit(i32),
+    Signal(i32),
+}
+
+/// Forks; the child runs `body` and exits with 0 if it returns `true`.
+pub(crate) fn fork(body: impl FnOnce() -> bool) -> End {
+    // SAFETY: the child calls malloc, which glibc makes safe after fork, and otherwise only what the test is about.
+    match unsafe { libc::fork() } {
+        0 => {
+            // SAFETY: no precondition. A child that hangs is killed by a signal, which no test expects.
+            unsafe { libc::alarm(20) };
+            let code = if body() { 0 } else { 1 };
+            // SAFETY: no precondition.
+            unsafe { libc::_exit(code) }
+        }
+        child => {
+            assert!(child > 0, "fork failed");
+            let mut status = 0;
+            // SAFETY: room for an int.
+            assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+            if libc::WIFSIGNALED(status) {
+                End::Signal(libc::WTERMSIG(status))
+            } else {
+                End::Exit(libc::WEXITSTATUS(status))
+            }
+        }
+    }
 }
