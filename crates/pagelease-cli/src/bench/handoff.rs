@@ -39,7 +39,8 @@ pub(super) fn run(setup: &Setup) -> Result<Vec<Figure>> {
         let company = if spinning { "another thread running" } else { "alone" };
         for (count, rounds, goal) in [(1, 4000, 1.2), (64, 2000, 1.15), (COUNTED, 400, 1.15), (PAGES, 60, 1.15)] {
             let arms = claim(&managed, &bare, count, setup.samples(rounds))?;
-            figures.push(Figure::of(format!("{count} pages, {company}"), &arms, 1).goal(goal));
+            let pages = if count == 1 { "page" } else { "pages" };
+            figures.push(Figure::of(format!("{count} {pages}, {company}"), &arms, 1).goal(goal));
         }
         if spinning {
             figures.extend(shootdowns(&managed, setup.samples(100))?);
