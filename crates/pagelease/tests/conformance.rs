@@ -51,6 +51,7 @@ suite! {
         a_touch_waits_for_the_lease
         every_thread_that_waits_goes_on
         a_touch_goes_on_at_the_hold_limit_and_nothing_is_lost
+        the_late_end_of_a_broken_lease_ends_no_other
         a_thread_that_touches_what_it_holds_does_not_wait
         neighbours_come_along_when_touches_run_in_sequence
         touches_out_of_sequence_bring_one_page

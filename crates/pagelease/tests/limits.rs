@@ -176,39 +176,46 @@ fn free_pages_are_served_while_touches_wait_for_held_ones() {
     }
 }
 
+/// Whether a touch that waits for a lease goes on at the hold limit while touches of other pages never cease.
+fn goes_on_in_a_storm(faults: Faults) -> Option<bool> {
+    /// A hundred times the hold limit.
+    const STORM: Duration = Duration::from_secs(1);
+    let space = space(faults, |builder| builder.hold_limit(STORM / 100))?;
+    let (region, device) = (region(&space, 4 * 512), space.register(PLAIN).unwrap());
+    let view = region.attach(&device).unwrap();
+    let held = view.claim(one(0), Access::Exclusive).unwrap();
+    let (went_on, storm_passed) = (AtomicBool::new(false), AtomicBool::new(false));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            at(&region, 0, 0).store(1, SeqCst);
+            went_on.store(true, SeqCst);
+        });
+        // Several, so that some of them touch at any time, whatever the others are at.
+        for own in [512, 1024, 1536].map(|start| pages(start, start + 512)) {
+            let (region, view, went_on, storm_passed) = (&region, &view, &went_on, &storm_passed);
+            scope.spawn(move || {
+                let begin = Instant::now();
+                while !went_on.load(SeqCst) && begin.elapsed() < STORM {
+                    view.claim(own, Access::Exclusive).unwrap().end().unwrap();
+                    own.iter().rev().for_each(|page| _ = at(region, page.0, 0).fetch_add(1, SeqCst));
+                }
+                storm_passed.fetch_or(!went_on.load(SeqCst), SeqCst);
+            });
+        }
+    });
+    assert!(held.end().is_err());
+    Some(!storm_passed.into_inner())
+}
+
 /// Touches that keep the monitors busy do not put off the moment when a hold is broken for another.
 #[test]
 fn a_storm_of_touches_does_not_put_off_the_hold_limit() {
-    /// A hundred times the hold limit.
-    const STORM: Duration = Duration::from_secs(2);
+    const ROUNDS: usize = 8;
     let _watchdog = watchdog();
     for faults in MODES {
-        let Some(space) = space(faults, |builder| builder.hold_limit(Duration::from_millis(20))) else { return };
-        let (region, device) = (region(&space, 4 * 512), space.register(PLAIN).unwrap());
-        let view = region.attach(&device).unwrap();
-        let held = view.claim(one(0), Access::Exclusive).unwrap();
-        let went_on = AtomicBool::new(false);
-        let storm_passed = AtomicBool::new(false);
-        thread::scope(|scope| {
-            scope.spawn(|| {
-                at(&region, 0, 0).store(1, SeqCst);
-                went_on.store(true, SeqCst);
-            });
-            // Several, so that some of them touch at any time, whatever the others are at.
-            for own in [512, 1024, 1536].map(|start| pages(start, start + 512)) {
-                let (region, view, went_on, storm_passed) = (&region, &view, &went_on, &storm_passed);
-                scope.spawn(move || {
-                    let begin = Instant::now();
-                    while !went_on.load(SeqCst) && begin.elapsed() < STORM {
-                        view.claim(own, Access::Exclusive).unwrap().end().unwrap();
-                        own.iter().rev().for_each(|page| _ = at(region, page.0, 0).fetch_add(1, SeqCst));
-                    }
-                    storm_passed.fetch_or(!went_on.load(SeqCst), SeqCst);
-                });
-            }
-        });
-        assert!(held.end().is_err());
-        assert!(!storm_passed.load(SeqCst), "{faults:?}: the touch went on only when the storm was over");
+        let in_time = (0..ROUNDS).map_while(|_| goes_on_in_a_storm(faults)).filter(|&in_time| in_time).count();
+        // One may be bad luck on a busy machine.
+        assert!(in_time == 0 && open(Space::builder()).is_none() || in_time >= ROUNDS - 1, "{faults:?}: {in_time}");
     }
 }
 
@@ -236,10 +243,17 @@ fn a_device_that_claims_in_a_loop_does_not_starve_a_touch() {
                         device.submit(&view, add, &items).wait().unwrap();
                     }
                 });
-                (0..TOUCHES).for_each(|_| _ = at(&region, 0, 0).fetch_add(1, SeqCst));
+                for _ in 0..TOUCHES {
+                    while !view.has(page(0)) && !rival.has(page(0)) {
+                        thread::yield_now();
+                    }
+                    at(&region, 0, 0).fetch_add(1, SeqCst);
+                }
                 done.store(true, SeqCst);
             });
             assert_eq!(at(&region, 0, 0).load(SeqCst), TOUCHES, "{faults:?}");
+            // Giving a page back does not run the thread that touched it; but it rarely comes too late.
+            assert!(space.stats().touches < 10 * TOUCHES, "{faults:?}: {:?}", space.stats());
         }
     }
 }
@@ -261,6 +275,23 @@ fn a_thread_that_touches_what_it_holds_in_several_chunks_goes_on() {
         let broken = lease.end().unwrap_err();
         assert_eq!((broken.first, broken.lost), (page(1), 4), "{faults:?}");
         assert_eq!(space.stats().holds_broken, 0);
+    }
+}
+
+#[test]
+fn a_prefetch_of_what_the_thread_itself_holds_does_not_wait() {
+    let _watchdog = watchdog();
+    for faults in MODES {
+        let Some(space) = space(faults, |builder| builder.hold_limit(Duration::from_secs(20))) else { return };
+        let (region, device) = (region(&space, 8), space.register(PLAIN).unwrap());
+        let view = region.attach(&device).unwrap();
+        let lease = view.claim(pages(2, 6), Access::Exclusive).unwrap();
+        region.prefetch(pages(0, 4));
+        let broken = lease.end().unwrap_err();
+        assert_eq!((broken.first, broken.lost), (page(2), 2));
+        let stats = space.stats();
+        assert_eq!((stats.holds_broken, stats.holds_broken_by_self, stats.restores), (0, 2, 2), "{faults:?}");
+        assert!(view.has(page(4)) && !view.has(page(3)));
     }
 }
 

@@ -90,7 +90,7 @@ fn a_handler_touches_the_pages_that_its_thread_is_claiming() {
             let builder = Space::builder().faults(faults).restore(policy).hold_limit(Duration::from_millis(2));
             let Some(space) = open(builder) else { return };
             let region = space.allocate(ByteLen(PAGES as usize * 4096)).unwrap();
-            let config = SoftwareConfig { workers: 2, pause: 30, exclusive: true };
+            let config = SoftwareConfig { workers: 2, pause: 200, exclusive: true };
             let device = SoftwareDevice::start(&space, config).unwrap();
             let (view, plain) = (device.attach(&region).unwrap(), space.register(PLAIN).unwrap());
             let plain = region.attach(&plain).unwrap();

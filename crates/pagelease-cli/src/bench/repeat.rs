@@ -21,11 +21,11 @@ use super::figure::{Figure, duration};
 use super::managed::{Managed, pages, words_per_page};
 use super::stats::{Arms, Random};
 
-/// The device's pages: 256 KiB, which a core's caches hold, so that the operation and not the memory is measured.
-const PAGES: usize = 64;
+/// The device's pages: 64 KiB, which a core's caches hold, so that the operation and not the memory is measured.
+const PAGES: usize = 16;
 
-/// Items of a job.
-const ITEMS: usize = 200_000;
+/// Items of a job: many, since what is around a job is measured too, and few enough for one slice of a busy CPU.
+const ITEMS: usize = 20_000;
 
 /// What an operation may cost beyond its floor.
 const GOAL_NS: f64 = 5.0;
@@ -36,11 +36,11 @@ pub(super) fn run(setup: &Setup) -> Result<Vec<Figure>> {
     let words = u32::try_from(words_per_page())?;
     let mut random = Random(1);
     let mut figures = Vec::new();
-    for (case, spread) in [("words of 64 pages", PAGES), ("words of one page", 1)] {
+    for (case, spread) in [("words of 16 pages", PAGES), ("words of one page", 1)] {
         let spread = u32::try_from(spread)?;
         let mut item = || Item { page: PageIndex(random.below(spread)), argument: u64::from(random.below(words)) };
         let items: Vec<Item> = (0..ITEMS).map(|_| item()).collect();
-        let figure = Figure::of(case, &measure(&managed, &items, setup.samples(240))?, ITEMS);
+        let figure = Figure::of(case, &measure(&managed, &items, setup.samples(1500))?, ITEMS);
         let more_ns = figure.value_ns().zip(figure.floor_ns()).map_or(0.0, |(value_ns, floor_ns)| value_ns - floor_ns);
         figures.push(figure.goal_beyond_floor_ns(GOAL_NS).note(format!("{} more", duration(more_ns))));
     }

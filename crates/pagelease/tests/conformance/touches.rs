@@ -75,6 +75,27 @@ pub(crate) fn a_touch_goes_on_at_the_hold_limit_and_nothing_is_lost(rig: Rig) {
     bench.expect(|s| s.wait_ns_max >= 18_000_000, true);
 }
 
+pub(crate) fn the_late_end_of_a_broken_lease_ends_no_other(rig: Rig) {
+    let bench = rig.patient();
+    let (region, device) = (bench.region(2), bench.device());
+    let (cpu, view) = (cpu(&region), region.attach(&device).unwrap());
+    let broken = view.claim(pages(0, 2), Access::Exclusive).unwrap();
+    cpu.store(0, 0, 1);
+    let whole = view.claim(one(0), Access::Exclusive).unwrap();
+    assert_eq!(broken.end().unwrap_err().first, page(0));
+    whole.check().unwrap();
+    let went_on = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            cpu.store(0, 0, 2);
+            went_on.store(true, SeqCst);
+        });
+        a_while();
+        assert!(!went_on.load(SeqCst), "the page is still held");
+        whole.end().unwrap();
+    });
+}
+
 pub(crate) fn a_thread_that_touches_what_it_holds_does_not_wait(rig: Rig) {
     let bench = rig.patient();
     let (region, device) = (bench.region(3), bench.device());
