@@ -105,6 +105,10 @@ pub(crate) trait Backend: Send + Sync {
 }
 
 /// The backend of a region, in the region's own mapping.
+#[cfg_attr(
+    pagelease_shuttle,
+    expect(clippy::large_enum_variant, reason = "one a region; simulated primitives are large")
+)]
 pub(crate) enum AnyBackend {
     Minor(Minor),
     Sim(Sim),

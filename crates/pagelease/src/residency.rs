@@ -16,7 +16,7 @@ use pagelease_sys::Errno;
 
 use crate::sync::{AtomicU64, Ordering, Table, now_ns};
 
-const SLOTS: usize = if cfg!(pagelease_shuttle) { 1 } else { 256 };
+const SLOTS: usize = if cfg!(pagelease_shuttle) { 2 } else { 256 };
 
 /// The longest minimum is `step << LEVEL_MAX`: long enough for a CPU to be woken from idle.
 const LEVEL_MAX: u64 = 4;

@@ -12,7 +12,7 @@ use crate::sync::{AtomicU64, Ordering, Table};
 /// The most pages that one touch brings: about 80 microseconds of mapping, which other touches of them would wait for.
 pub(crate) const WINDOW_MAX: usize = 256;
 
-const STREAMS: usize = if cfg!(pagelease_shuttle) { 1 } else { 16 };
+const STREAMS: usize = if cfg!(pagelease_shuttle) { 2 } else { 16 };
 
 /// Next page expected (upper half) and pages brought last (lower half), a stream.
 pub(crate) struct Sequence(Table<AtomicU64>);
