@@ -285,6 +285,7 @@ impl SimCpu {
         if self.region.space.config.faults == Faults::InThread {
             // As in the SIGBUS handler.
             let _blocked = block_signals();
+            let Some(_pinned) = self.region.enter() else { return };
             self.region.space.stats.touches.one();
             touch::serve(&self.region, page, Toucher::stopped(Who::Thread(tid), Some(write)), Server::InThread);
             return;

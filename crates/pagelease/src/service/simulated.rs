@@ -19,11 +19,14 @@ pub(crate) fn watch(region: &Region, monitors: usize) {
                 let read_at = region.space.last_token();
                 match sim.next_fault(deadline) {
                     NextFault::Fault(message) => {
+                        // As a fault handler pins a real region.
+                        let Some(_pinned) = region.enter() else { return };
                         region.space.stats.touches.one();
                         let toucher = Toucher { who: Who::Thread(message.tid), write: Some(message.write), read_at };
                         touch::serve(&region, message.page, toucher, Server::Monitor);
                     }
                     NextFault::TimedOut => {
+                        let Some(_pinned) = region.enter() else { return };
                         for (_, page) in region.space.park.overdue(hold_limit) {
                             serve_overdue(&region, page);
                         }

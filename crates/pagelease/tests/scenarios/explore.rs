@@ -1,10 +1,12 @@
 //! Running a scenario under many schedules, or under the one that failed.
 
 use std::any::Any;
-use std::fmt;
-use std::thread;
+use std::cell::RefCell;
+use std::panic::{self, AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
+use std::{fmt, thread};
 
-use shuttle::scheduler::{PctScheduler, RandomScheduler, ReplayScheduler, Scheduler};
+use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
 use shuttle::{Config, FailurePersistence, MaxSteps, Runner};
 
 use super::world::Setting;
@@ -64,56 +66,48 @@ fn number<N: std::str::FromStr<Err: fmt::Display>>(name: &str) -> Option<N> {
 }
 
 impl Scenario {
-    /// Explores every setting; panics with how to replay it if one fails.
-    pub(crate) fn explore(&self, effort: Effort) {
-        if let Ok(schedule) = std::env::var("PAGELEASE_REPLAY") {
-            return self.replay(&schedule);
-        }
-        println!("{}: {effort:?}", self.name);
-        for setting in Setting::all().filter(self.applies) {
-            for schedules in Schedules::BOTH {
-                if let Err(failure) = self.run_with(setting, schedules, effort, FailurePersistence::Print) {
-                    panic!(
-                        "{name} failed in {setting} under {schedules:?} schedules of {effort:?}: {failure}\n\
-                         The output has the failing schedule. To run it alone, set PAGELEASE_SETTING={setting} and \
-                         PAGELEASE_REPLAY=<the schedule> for the test {name}.",
-                        name = self.name,
-                    );
-                }
-            }
-        }
-    }
-
-    fn replay(&self, schedule: &str) {
-        let setting = std::env::var("PAGELEASE_SETTING").expect("PAGELEASE_SETTING belongs to PAGELEASE_REPLAY");
-        let setting = Setting::all().find(|known| known.to_string() == setting).expect("a setting as it was printed");
-        let run = self.run;
-        Runner::new(ReplayScheduler::new_from_encoded(schedule), config(FailurePersistence::None))
-            .run(move || run(setting));
-    }
-
     /// Explores one setting under one kind of schedules.
     ///
     /// # Errors
     /// How it failed: an assertion, a deadlock, too many steps.
-    pub(crate) fn run_with(
+    pub(crate) fn explore(
         &self,
         setting: Setting,
         schedules: Schedules,
         effort: Effort,
         persistence: FailurePersistence,
     ) -> Result<(), String> {
+        note_panics();
         let run = self.run;
         // In a thread of its own: a failed execution is left where it failed, and leaves its thread unwinding.
         let explorer = thread::spawn(move || {
-            Runner::new(schedules.scheduler(effort.seed, effort.iterations), config(persistence))
-                .run(move || run(setting));
+            let runner = Runner::new(schedules.scheduler(effort.seed, effort.iterations), config(persistence));
+            let explored = catch_unwind(AssertUnwindSafe(|| runner.run(move || run(setting))));
+            explored.map(drop).map_err(|payload| FIRST_PANIC.take().unwrap_or_else(|| message(&*payload)))
         });
-        explorer.join().map_err(|payload| message(&*payload))
+        explorer.join().unwrap_or_else(|payload| Err(message(&*payload)))
     }
 }
 
-fn config(persistence: FailurePersistence) -> Config {
+thread_local! {
+    /// What the first panic of this explorer said. (`shuttle` says only that there was one.)
+    static FIRST_PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Has every panic noted by the explorer that it is of.
+fn note_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            FIRST_PANIC.with_borrow_mut(|first| _ = first.get_or_insert_with(|| message(info.payload())));
+            before(info);
+        }));
+    });
+}
+
+/// How every execution is run.
+pub(crate) fn config(persistence: FailurePersistence) -> Config {
     let mut config = Config::new();
     config.stack_size = 1 << 17;
     config.failure_persistence = persistence;

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use pagelease::ClaimError;
-use pagelease::PageIndex;
 use pagelease::software::{DevicePage, Item, JobError, SoftwareConfig, SoftwareDevice};
 use shuttle::sync::atomic::{AtomicBool, Ordering};
 use shuttle::thread;
 
-use super::world::{Served, Setting, World, update};
+use super::touches::wait_until;
+use super::world::{ANY_MOMENT, NEVER, Served, Setting, World, page, update};
 
 /// It claims all of a page, and may be called from a signal handler.
 pub(crate) fn applies(setting: &Setting) -> bool {
@@ -20,7 +20,7 @@ fn start(world: &World, workers: usize) -> SoftwareDevice {
 }
 
 fn items(pages: &[u32]) -> Vec<Item> {
-    pages.iter().map(|&page| Item { page: PageIndex(page), argument: u64::from(page) }).collect()
+    pages.iter().map(|&page| Item::new(page, u64::from(page))).collect()
 }
 
 /// An update of the item's page.
@@ -95,4 +95,36 @@ pub(crate) fn region_dropped_while_the_software_works(setting: Setting) {
         Ok(()) | Err(JobError::Claim(ClaimError::RegionGone { .. })) => {}
         Err(other) => panic!("{other}"),
     }
+}
+
+/// An operation ends only after the touch that wants its page. Reveals a stuck device that hangs the program.
+pub(crate) fn stuck_operation_costs_its_device_the_page(setting: Setting) {
+    let world = World::with_limits(setting, 1, NEVER, ANY_MOMENT);
+    let device = start(&world, 1);
+    let view = device.attach(&world.region).expect("attached once");
+    let (begun, touched) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let operation = {
+        let (begun, touched) = (begun.clone(), touched.clone());
+        move |_: &DevicePage<'_>, _| {
+            begun.store(true, Ordering::SeqCst);
+            wait_until(|| touched.load(Ordering::SeqCst));
+        }
+    };
+    let lease = view.claim(page(0), setting.access).expect("nothing forbids the claim");
+    let job = device.submit(&view, operation, &items(&[0, 0]));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            wait_until(|| begun.load(Ordering::SeqCst));
+            drop(lease);
+        });
+        scope.spawn(|| {
+            wait_until(|| begun.load(Ordering::SeqCst));
+            world.touch(0);
+            touched.store(true, Ordering::SeqCst);
+        });
+    });
+    assert!(matches!(job.wait(), Err(JobError::Lost(_))), "the device is lost");
+    assert!(matches!(view.claim(page(0), setting.access), Err(ClaimError::Lost(_))), "a lost device gets no page");
+    assert_eq!(world.space.stats().devices_lost, 1, "one device is lost, once");
+    world.touch(0);
 }

@@ -5,6 +5,7 @@ macro_rules! scenarios {
             touches::claim_against_touch if |_| true;
             touches::first_claim_against_first_touch if |_| true;
             touches::touch_against_touch if |_| true;
+            touches::touch_in_the_middle_of_an_operation if Setting::is_lazy;
             touches::touch_waits_for_the_hold if |_| true;
             touches::waiting_touch_goes_before_a_claim if |_| true;
             touches::claims_in_a_loop_do_not_starve_a_touch if |_| true;
@@ -22,9 +23,11 @@ macro_rules! scenarios {
             claims::late_holder_harms_no_later_lease if |_| true;
             claims::subscriber_hears_of_every_invalidation if |_| true;
             own_thread::touch_of_a_page_it_holds if |_| true;
+            own_thread::prefetch_of_a_page_it_holds if |_| true;
             own_thread::threads_touch_and_claim if |_| true;
             own_thread::lost_lease_breaks_no_later_hold if |_| true;
             own_thread::touch_while_it_holds_another_page if |_| true;
+            own_thread::handler_touch_restarts_its_claim if |_| true;
             own_thread::handler_touches_in_its_claim if |_| true;
             own_thread::handler_touches_behind_the_commit_point if |_| true;
             own_thread::handler_touches_at_any_moment if |_| true;
@@ -35,6 +38,7 @@ macro_rules! scenarios {
             software::software_against_touch if software::applies;
             software::two_software_devices if software::applies;
             software::region_dropped_while_the_software_works if software::applies;
+            software::stuck_operation_costs_its_device_the_page if software::applies;
         }
     };
 }

@@ -46,6 +46,24 @@ pub(crate) fn touch_against_touch(setting: Setting) {
     world.finish();
 }
 
+/// A device goes on with a page that it has, without a lease, when touches come. Reveals one that is served before the
+/// device has let go.
+pub(crate) fn touch_in_the_middle_of_an_operation(setting: Setting) {
+    let world = World::new(setting, 1);
+    let gadget = world.device();
+    gadget.claim_and_update(page(0));
+    thread::scope(|scope| {
+        scope.spawn(|| (0..3).take_while(|_| gadget.try_update(0)).count());
+        scope.spawn(|| {
+            world.touch(0);
+            world.touch(0);
+        });
+        scope.spawn(|| world.read(0));
+    });
+    assert!(!gadget.has(0), "a touch takes the page from the device");
+    world.finish();
+}
+
 /// A touch comes while a lease lives. Reveals a hold that is no hold, and a release that does not wake.
 pub(crate) fn touch_waits_for_the_hold(setting: Setting) {
     let world = World::new(setting, 1);

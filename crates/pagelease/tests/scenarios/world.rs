@@ -23,6 +23,9 @@ const MARK: usize = 1;
 /// The mark of the CPU; a device's is its identity.
 const CPU: u64 = 0;
 
+/// Whether what the engine counts must be right as well as what it does.
+pub(crate) static CHECK_COUNTERS: AtomicBool = AtomicBool::new(true);
+
 /// A limit that never passes: what waits for it in vain is a deadlock, which fails the test.
 pub(crate) const NEVER: Duration = Duration::MAX;
 
@@ -157,13 +160,18 @@ pub(crate) struct World {
 impl World {
     /// Where nothing is given up: every wait ends because of what it waits for.
     pub(crate) fn new(setting: Setting, pages: usize) -> Self {
-        Self::with_hold_limit(setting, pages, NEVER)
+        Self::with_limits(setting, pages, NEVER, NEVER)
     }
 
     pub(crate) fn with_hold_limit(setting: Setting, pages: usize, hold_limit: Duration) -> Self {
+        Self::with_limits(setting, pages, hold_limit, NEVER)
+    }
+
+    pub(crate) fn with_limits(setting: Setting, pages: usize, hold_limit: Duration, drain_limit: Duration) -> Self {
         let faults = if setting.served == Served::Monitor { Faults::Monitor } else { Faults::InThread };
         let builder = Space::builder().simulated().faults(faults).restore(setting.restore);
-        let space = builder.hold_limit(hold_limit).drain_limit(NEVER).build().expect("a simulated space needs nothing");
+        let builder = builder.hold_limit(hold_limit).drain_limit(drain_limit);
+        let space = builder.build().expect("a simulated space needs nothing of the system");
         let region = space.allocate(ByteLen(pages * pagelease_sys::page_size())).expect("a few pages");
         let sim = region.sim_cpu().expect("a simulated region");
         let tally = Tally((0..pages).map(|_| AtomicU64::new(0)).collect());
@@ -207,12 +215,14 @@ impl World {
         self.stats();
     }
 
-    /// What must hold whatever has happened.
+    /// What the engine has counted. Some of it must be nothing, whatever happened.
     pub(crate) fn stats(&self) -> Stats {
         let stats = self.space.stats();
-        assert_eq!(stats.invalidations_spurious, 0, "a device was told to let go of pages that it did not have");
-        assert_eq!(stats.devices_lost, 0, "no operation is stuck");
-        assert_eq!(stats.restores_failed, 0, "simulated pages can always be mapped");
+        if CHECK_COUNTERS.load(Ordering::Relaxed) {
+            assert_eq!(stats.invalidations_spurious, 0, "a device was told to let go of pages that it did not have");
+            assert_eq!(stats.devices_lost, 0, "no operation is stuck");
+            assert_eq!(stats.restores_failed, 0, "simulated pages can always be mapped");
+        }
         stats
     }
 }
