@@ -32,7 +32,9 @@ pub fn release(word: PageWord, device: OwnerId, generation: u16) -> Release {
     }
     let holds = word.holds() - 1;
     let next = word.with_holds(holds);
-    Release::Ended(if holds == 0 { next.without_sleepers() } else { next })
+    // Whoever found the last place taken waits for any hold to end.
+    let wakes = holds == 0 || word.holds() == PageWord::HOLDS_MAX;
+    Release::Ended(if wakes { next.without_sleepers() } else { next })
 }
 
 /// Whether a hold that `device` took at `generation` still lives. (A held page always carries its generation, never a

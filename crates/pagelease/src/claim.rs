@@ -27,6 +27,7 @@ use pagelease_sys::Errno;
 
 use crate::device::Grant;
 use crate::error::ClaimError;
+use crate::guard;
 use crate::invalidate::invalidate;
 use crate::lease::Lease;
 use crate::mutant::{self, Mutant};
@@ -132,17 +133,9 @@ pub(crate) fn claim(
     view.widen(all);
     let mut claim = Claim { view, region, device: view.device.id, access, token: space.next_token(), all };
     let mut lease = Lease::new(view.clone(), all);
-    let mut cursor = Cursor::new(ranges);
-    let mut blocked_since = None;
-    while !cursor.is_at_end() {
-        claim.check_alive()?;
-        match claim.chunk(&mut cursor)? {
-            Ok(record) => {
-                lease.push(record);
-                blocked_since = None;
-            }
-            Err(blocked) => claim.wait(&blocked, *blocked_since.get_or_insert_with(now_ns)),
-        }
+    if let Err(error) = claim.all(&mut lease, ranges) {
+        lease.give_back();
+        return Err(error);
     }
     space.stats.claims.one();
     Ok(lease)
@@ -186,6 +179,23 @@ impl<'a> Claim<'a> {
         Ok(())
     }
 
+    /// Claims chunk by chunk.
+    fn all(&mut self, lease: &mut Lease, ranges: &[PageRange]) -> Result<(), ClaimError> {
+        let mut cursor = Cursor::new(ranges);
+        let mut blocked_since = None;
+        while !cursor.is_at_end() {
+            self.check_alive()?;
+            match self.chunk(&mut cursor)? {
+                Ok(record) => {
+                    lease.push(record);
+                    blocked_since = None;
+                }
+                Err(blocked) => self.wait(&blocked, *blocked_since.get_or_insert_with(now_ns)),
+            }
+        }
+        Ok(())
+    }
+
     /// Claims as much as it can from the cursor on, up to a chunk, and moves the cursor behind it.
     fn chunk(&mut self, cursor: &mut Cursor<'_>) -> Result<Result<Record<'a>, Blocked>, ClaimError> {
         let range = cursor.bounds().expect("the cursor is not at the end");
@@ -213,7 +223,7 @@ impl<'a> Claim<'a> {
             // A signal handler that touched one of these pages would wait for a driver whose lock this thread may have.
             let unblock = (taken.count != 0 && !device.signal_safe()).then(block_signals);
             record.set_phase(Phase::Committing);
-            if taken.count == 0 || device.map(&grant) {
+            if taken.count == 0 || guard::driver(|| device.map(&grant)) {
                 self.commit(record, taken);
                 *cursor = end;
                 return Ok(Ok(record));

@@ -31,15 +31,17 @@ use crate::touch::Who;
 ///
 /// # Where its functions are called from
 ///
-/// Any thread: one that claims, a monitor, or one that touched a page. None of them may touch the CPU view of a managed
-/// region, claim, or wait for a thread that does. In in-thread mode a device that answers [`Device::signal_safe`] with
-/// `true` is invalidated from a signal handler.
+/// Any thread: one that claims, ends or drops a lease, prefetches, drops a view or a region; a service thread; and one that
+/// touched a page: in in-thread mode a device that answers [`Device::signal_safe`] with `true` is invalidated from a signal
+/// handler. None of its functions may touch the CPU view of a managed region, claim, or wait for a thread that does. A driver
+/// must do none of the above while it has a lock that its `invalidate` takes. A panic in one ends the process: what it would
+/// leave busy nobody could release.
 pub trait Device: Send + Sync + 'static {
     /// What messages call it.
     fn name(&self) -> &str;
 
     /// Whether [`Device::invalidate`] is async-signal-safe: no allocation, no lock that it could interrupt, no formatting.
-    /// One that is not is called from a service thread while the touching thread sleeps.
+    /// One that is not is called from a service thread while the touching thread sleeps. The answer must never change.
     fn signal_safe(&self) -> bool {
         false
     }
@@ -127,7 +129,7 @@ impl Invalidation {
         self.toucher.tid()
     }
 
-    /// Whether the drain limit has passed: stop waiting, return [`NotDrained`]. To be asked whenever the wait turns out to
+    /// Whether the drain limit has passed since the first time this was asked: stop waiting, return [`NotDrained`]. To be asked whenever the wait turns out to
     /// be longer than a moment: other touches are then served by another monitor. Signal-safe.
     #[must_use]
     pub fn overdue(&self) -> bool {

@@ -112,9 +112,6 @@ pub enum AttachError {
     /// The device has been lost.
     #[error(transparent)]
     Lost(#[from] DeviceLost),
-    /// The region has been dropped.
-    #[error("the region has been dropped; attach before that")]
-    RegionGone,
     /// A system call refused memory or address space.
     #[error("{what} failed: {errno}; {}", remedy(*.errno))]
     System {
@@ -184,7 +181,7 @@ pub enum RangeError {
     },
 }
 
-/// A claim was refused. Nothing of it remains: pages it had taken are the CPU's, or as they were.
+/// A claim was refused. Nothing of it remains: pages it had got are the CPU's again.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClaimError {
@@ -226,7 +223,7 @@ pub enum ClaimError {
     },
     /// The access is not one that the region's backend can give.
     #[error(
-        "{pages}: this kernel cannot write-protect shared memory by userfaultfd (Linux 5.19); claim Access::Exclusive"
+        "{pages}: this kernel cannot write-protect shared memory by userfaultfd (Linux 6.4); claim Access::Exclusive"
     )]
     Unsupported {
         /// What was asked for.
@@ -251,7 +248,7 @@ pub enum ClaimError {
 /// Some pages of a lease were taken away before it ended.
 #[derive(Copy, Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error(
-    "the lease lost {lost} of its {pages}, first {first}: the hold limit passed, or the holder touched it; claim again"
+    "the lease lost {lost} of its {pages}, first {first}: the hold limit passed, the holder touched it, or device or region went; claim again"
 )]
 pub struct LeaseBroken {
     /// What had been claimed: from the first page to the last.

@@ -16,6 +16,7 @@ use core::cell::Cell;
 use pagelease_protocol::{Cause, Origin, OwnerId, PageRange, PageWord};
 
 use crate::device::{Invalidation, Loss};
+use crate::guard;
 use crate::mutant::{self, Mutant};
 use crate::records::SERVICE_TICKET;
 use crate::region::RegionCore;
@@ -59,7 +60,7 @@ pub(crate) fn invalidate(
     // A signal handler that touched a page of the device would wait for a driver whose lock this thread may have.
     let unblock = (!device.device().signal_safe()).then(block_signals);
     while !mutant::active(Mutant::SkipDrain) {
-        match device.device().invalidate(&invalidation) {
+        match guard::driver(|| device.device().invalidate(&invalidation)) {
             Ok(()) => break,
             Err(stuck) => {
                 device.lose(region.id, stuck.page, Loss::Stuck);

@@ -64,7 +64,17 @@ impl Lease {
     /// # Errors
     /// As [`Lease::check`].
     pub fn end(mut self) -> Result<(), LeaseBroken> {
-        self.finish()
+        self.finish(self.policy())
+    }
+
+    /// The claim has failed half way: what it got goes back to the CPU.
+    pub(crate) fn give_back(mut self) {
+        // Whether some of it had been lost already is of no interest.
+        let _ = self.finish(RestorePolicy::Eager);
+    }
+
+    fn policy(&self) -> RestorePolicy {
+        self.view.region.space.config.restore
     }
 
     fn records(&self) -> impl Iterator<Item = Record<'_>> {
@@ -91,7 +101,7 @@ impl Lease {
         broken.map_or(Ok(()), Err)
     }
 
-    fn finish(&mut self) -> Result<(), LeaseBroken> {
+    fn finish(&mut self, policy: RestorePolicy) -> Result<(), LeaseBroken> {
         if self.last == 0 || fork::in_child() {
             self.last = 0;
             return Ok(());
@@ -100,7 +110,7 @@ impl Lease {
         let owner = self.view.device.id;
         let operation = region.enter();
         let result = self.broken(|entry| end_hold(region, owner, entry));
-        let eager = operation.is_some() && region.space.config.restore == RestorePolicy::Eager;
+        let eager = operation.is_some() && policy == RestorePolicy::Eager;
         if eager {
             self.records().for_each(|record| record.set_phase(Phase::Ended));
             self.records().for_each(|record| restore::eagerly(region, owner, record));
@@ -118,7 +128,7 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         // Whoever wants to know whether it was whole calls `end`.
-        let _ = self.finish();
+        let _ = self.finish(self.policy());
     }
 }
 

@@ -66,6 +66,7 @@ mod backend;
 mod claim;
 mod device;
 mod error;
+mod guard;
 mod invalidate;
 mod lease;
 #[cfg(pagelease_shuttle)]

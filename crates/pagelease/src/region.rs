@@ -5,7 +5,7 @@
 //! region bars new ones, waits for those that run, and stops every device on it.
 
 use core::ptr::{NonNull, null_mut};
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering, fence};
 
 use pagelease_protocol::{ByteLen, Cause, Origin, OwnerId, PageIndex, PageRange, PageWord};
 use pagelease_sys::fork;
@@ -323,6 +323,12 @@ impl RegionCore {
         self.closing.load(Ordering::Relaxed)
     }
 
+    /// As [`RegionCore::is_closing`], ordered behind what the calling thread has put in a word: whoever closes the region sees
+    /// that, or this sees the closing.
+    pub(crate) fn has_begun_to_close(&self) -> bool {
+        self.closing.load(Ordering::SeqCst)
+    }
+
     /// Begins an operation; `None` once the region is closing.
     pub(crate) fn enter(&self) -> Option<Operation<'_>> {
         self.operations.fetch_add(1, Ordering::SeqCst);
@@ -360,6 +366,8 @@ impl RegionCore {
 
     /// Wakes whoever sleeps on a word of the region: all who do sleep on a page that some device may have.
     fn wake_sleepers(&self) {
+        // Between `closing` and the words: see `has_begun_to_close`.
+        fence(Ordering::SeqCst);
         for slot in &self.slots {
             let high = slot.high.load(Ordering::SeqCst).min(self.pages);
             for page in (slot.low.load(Ordering::SeqCst)..high).map(PageIndex) {

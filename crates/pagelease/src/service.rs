@@ -75,7 +75,7 @@ impl Service {
         let spawned = thread::Builder::new().name(name.to_owned()).spawn(move || {
             // The program's signal handlers shall not run on the threads that serve its faults.
             let _blocked = crate::sync::block_signals();
-            body();
+            crate::guard::driver(body);
         });
         let thread = spawned.map_err(|error| SpaceError::Thread(error.to_string()))?;
         self.threads.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(thread);
@@ -94,7 +94,7 @@ impl Drop for Service {
         self.stop.ring();
         self.core.deputy.stop();
         for thread in threads {
-            // A service thread that panicked has aborted the process already.
+            // One that panics ends the process: see `guard`.
             let _ = thread.join();
         }
     }

@@ -195,7 +195,7 @@ impl Space {
         let mut core = SpaceCore::with(config)?;
         if !config.simulated {
             barrier::register().map_err(SpaceError::Membarrier)?;
-            let mut wanted = Features::MINOR_SHMEM | Features::THREAD_ID | Features::EXACT_ADDRESS;
+            let mut wanted = Features::MINOR_SHMEM | Features::THREAD_ID;
             if config.faults == Faults::InThread {
                 wanted |= Features::SIGBUS;
                 inthread::install().map_err(SpaceError::Signal)?;
@@ -203,7 +203,8 @@ impl Space {
             let opened = Uffd::open(wanted)?;
             core.privilege =
                 if opened.path == OpenPath::UserModeOnly { Privilege::UserModeOnly } else { Privilege::Full };
-            core.write_protect = opened.features.contains(Features::WP_HUGETLBFS_SHMEM);
+            // Mapping a page read-only takes UFFDIO_CONTINUE_MODE_WP, which has no feature bit, but is as old as this one.
+            core.write_protect = opened.features.contains(Features::WP_HUGETLBFS_SHMEM | Features::WP_UNPOPULATED);
             core.uffd = Some(Shared::new(opened.uffd).map_err(SpaceError::Memory)?);
             core.process = SelfProcess::open().ok().map(Shared::new).transpose().map_err(SpaceError::Memory)?;
         }
@@ -238,6 +239,9 @@ impl Space {
     }
 
     /// Registers a device. It then is attached to the regions it shall work on ([`Region::attach`]).
+    ///
+    /// # Panics
+    /// For a type that is aligned to more than a page.
     ///
     /// # Errors
     /// [`AttachError::TooManyDevices`], [`AttachError::System`].

@@ -371,7 +371,7 @@ impl RegionCore {
     /// Puts `next`, whose `sleepers` bit is set, and sleeps until the word changes or the region closes.
     pub(crate) fn sleep(&self, page: PageIndex, word: PageWord, next: PageWord, deadline: Deadline) -> Waited {
         // Put even an unchanged word: whoever closes the region sets `closing` first and looks for sleepers then.
-        if !self.swap(page, word, next) || self.is_closing() {
+        if !self.swap(page, word, next) || self.has_begun_to_close() {
             return Waited::LookAgain;
         }
         self.words[page.as_usize()].wait(next.bits(), deadline)

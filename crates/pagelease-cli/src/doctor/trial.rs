@@ -17,7 +17,7 @@ use pagelease_sys::uffd::{ContinueMode, FaultFlags, Features, RegisterMode, Uffd
 use pagelease_sys::{Errno, Span, barrier, page_size, thread};
 
 /// The features that every space asks for.
-pub(super) const NEEDED: Features = Features::MINOR_SHMEM.union(Features::THREAD_ID).union(Features::EXACT_ADDRESS);
+pub(super) const NEEDED: Features = Features::MINOR_SHMEM.union(Features::THREAD_ID);
 
 const ROUNDS: usize = 200;
 const DEADLINE: Duration = Duration::from_secs(5);

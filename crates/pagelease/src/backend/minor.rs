@@ -76,7 +76,12 @@ impl Minor {
             let mut rest = &spans[..batch.len()];
             while !rest.is_empty() {
                 // SAFETY: as in `zap`.
-                let mut done = unsafe { process.dont_need(rest) }?;
+                let Ok(mut done) = (unsafe { process.dont_need(rest) }) else {
+                    // Before Linux 6.13, or forbidden by a filter: one call a run.
+                    // SAFETY: as in `zap`.
+                    rest.iter().try_for_each(|span| unsafe { mem::dont_need(*span) })?;
+                    break;
+                };
                 // What was done in part is done again from its start.
                 while let Some((first, others)) = rest.split_first()
                     && done >= first.len()

@@ -1,4 +1,4 @@
-//! `sim`: a simulated MMU, for tests that explore schedules, and for the lab's histories.
+//! `sim`: a simulated MMU, for tests that explore schedules.
 //!
 //! One page table entry and a handful of words a page. A simulated CPU access ([`SimCpu`]) looks at the entry and touches
 //! the word as one step, as hardware does (after a zap has returned, no access through the old mapping completes); where

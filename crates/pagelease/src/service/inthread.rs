@@ -19,7 +19,8 @@ pub(crate) fn install() -> Result<(), Errno> {
 }
 
 fn on_bus_error(fault: &BusFault) -> bool {
-    if fork::in_child() {
+    // Failed memory (BUS_MCEERR_AR) is not a touch.
+    if fork::in_child() || fault.code != signal::BUS_ADRERR {
         return false;
     }
     let Some(region) = registry::find(fault.address) else {

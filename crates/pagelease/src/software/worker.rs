@@ -183,7 +183,12 @@ impl Worker {
             let result = catch_unwind(AssertUnwindSafe(|| self.run_task(&task)));
             self.handle.deactivate();
             let result = result.unwrap_or_else(|_| Err(self.panicked(&task)));
-            task.job.finish_part(result);
+            // The job is over only when nothing of it is held any more: its view can be dropped and attached anew.
+            let Task { job, view, program, items } = task;
+            // An operation whose destructor panics has done its work all the same.
+            let _ = catch_unwind(AssertUnwindSafe(|| drop(program)));
+            drop((view, items));
+            job.finish_part(result);
         }
         self.handle.lane(self.lane).end();
     }
