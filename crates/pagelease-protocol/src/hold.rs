@@ -65,3 +65,11 @@ pub fn break_hold(word: PageWord) -> Option<PageWord> {
 pub fn sleep(word: PageWord) -> PageWord {
     word.with_sleepers()
 }
+
+/// Everybody who sleeps on this word shall look again, although nothing has changed for them here. Wake them: the word has
+/// changed even for one who is just about to sleep.
+#[must_use]
+#[inline]
+pub fn wake(word: PageWord) -> PageWord {
+    word.without_sleepers()
+}

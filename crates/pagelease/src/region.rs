@@ -7,7 +7,7 @@
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering, fence};
 
-use pagelease_protocol::{ByteLen, Cause, Origin, OwnerId, PageIndex, PageRange, PageWord};
+use pagelease_protocol::{ByteLen, Cause, Origin, OwnerId, PageIndex, PageRange, PageWord, hold};
 use pagelease_sys::fork;
 
 use crate::backend::{AnyBackend, BackendKind, Capabilities, Sim, sim::SimCpu};
@@ -372,7 +372,8 @@ impl RegionCore {
             let high = slot.high.load(Ordering::SeqCst).min(self.pages);
             for page in (slot.low.load(Ordering::SeqCst)..high).map(PageIndex) {
                 if self.word(page).sleepers() {
-                    self.words[page.as_usize()].wake_all();
+                    // By changing the word: one who is just about to sleep would not be woken.
+                    self.update(page, hold::wake);
                 }
             }
         }

@@ -76,10 +76,14 @@ impl View {
         Notifier::new(&self.core, pages)
     }
 
-    /// Whether the device may use `page` now: one load. It may stop being so at any moment, unless a lease holds it.
+    /// Whether the device may use `page` now: three loads. It may stop being so at any moment, unless a lease holds it.
     #[must_use]
     pub fn has(&self, page: PageIndex) -> bool {
-        page.0 < self.core.region.pages && self.core.region.word(page).usable_by(self.core.device.id)
+        let core = &self.core;
+        page.0 < core.region.pages
+            && core.region.word(page).usable_by(core.device.id)
+            && !core.is_stopped()
+            && !core.device.is_lost()
     }
 
     /// The pages of the region.

@@ -287,6 +287,17 @@ fn in_use() -> u64 {
     status.split(' ').next().unwrap().parse::<u64>().unwrap() * 4096
 }
 
+/// Whether every other thread has come as far as to wait for something: one that has just been started still needs a
+/// signal stack.
+fn all_others_sleep() -> bool {
+    let state = |task: std::io::Result<std::fs::DirEntry>| {
+        let stat = std::fs::read_to_string(task.ok()?.path().join("stat")).ok()?;
+        stat.rsplit(") ").next()?.chars().next()
+    };
+    let awake = std::fs::read_dir("/proc/self/task").unwrap().filter_map(state).filter(|&state| state != 'S').count();
+    awake <= 1
+}
+
 /// Lets malloc keep enough memory that the test's own few strings do not run out of it.
 fn hoard_memory() {
     // SAFETY: these only tune malloc.
@@ -304,6 +315,7 @@ fn out_of_address_space() {
         for faults in MODES {
             let Some(space) = open(Space::builder().faults(faults)) else { return };
             hoard_memory();
+            wait_until(all_others_sleep);
             let first = region(&space, 4);
             // One page more at a time, so that each step of each call fails once. (Nothing that starts threads: the standard
             // library aborts the process when a thread has its stack and nothing more.)

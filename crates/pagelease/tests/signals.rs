@@ -78,8 +78,8 @@ fn bombard(target: libc::pthread_t, stop: &AtomicBool) {
 #[test]
 fn a_handler_touches_the_pages_that_its_thread_is_claiming() {
     const PAGES: u32 = 24;
-    const CLAIMS: u32 = 4000;
-    const HANDLED: u64 = 1000;
+    const CLAIMS: u32 = 3000;
+    const HANDLED: u64 = 600;
     let _one = one_at_a_time();
     let _watchdog = watchdog();
     for faults in MODES {

@@ -8,11 +8,11 @@ use shuttle::sync::atomic::{AtomicBool, Ordering};
 use shuttle::thread;
 
 use super::touches::wait_until;
-use super::world::{ANY_MOMENT, NEVER, Served, Setting, World, page, update};
+use super::world::{ANY_MOMENT, NEVER, Setting, World, page, update};
 
 /// It claims all of a page, and may be called from a signal handler.
 pub(crate) fn applies(setting: &Setting) -> bool {
-    setting.is_exclusive() && setting.served != Served::Deputy
+    setting.is_exclusive() && setting.signal_safe()
 }
 
 fn start(world: &World, workers: usize) -> SoftwareDevice {

@@ -29,7 +29,7 @@ macro_rules! scenarios {
             own_thread::touch_while_it_holds_another_page if |_| true;
             own_thread::handler_touch_restarts_its_claim if |_| true;
             own_thread::handler_touches_in_its_claim if |_| true;
-            own_thread::handler_touches_behind_the_commit_point if |_| true;
+            own_thread::handler_touches_behind_the_commit_point if Setting::signal_safe;
             own_thread::handler_touches_at_any_moment if |_| true;
             endings::lease_ended_elsewhere if |_| true;
             endings::view_dropped_while_its_device_has_pages if |_| true;

@@ -37,9 +37,9 @@ pub(crate) const ANY_MOMENT: Duration = Duration::from_millis(1);
 pub(crate) enum Served {
     /// Monitors.
     Monitor,
-    /// The touching thread, in its signal handler, which calls the device.
+    /// The touching thread, in its signal handler.
     InThread,
-    /// The touching thread, but its devices may not be called from a signal handler.
+    /// The touching thread, but the devices may not be called from its signal handler.
     Deputy,
 }
 
@@ -64,6 +64,10 @@ impl Setting {
 
     pub(crate) fn is_exclusive(&self) -> bool {
         self.access == Access::Exclusive
+    }
+
+    pub(crate) fn signal_safe(&self) -> bool {
+        self.served != Served::Deputy
     }
 
     pub(crate) fn is_lazy(&self) -> bool {
@@ -183,7 +187,7 @@ impl World {
     pub(crate) fn device(&self) -> Gadget {
         let driver = Driver {
             table: Mutex::new(vec![false; self.region.pages().len() as usize]),
-            signal_safe: self.setting.served == Served::InThread,
+            signal_safe: self.setting.signal_safe(),
             on_mapped: Mutex::new(None),
         };
         self.attach(self.space.register(driver).expect("few devices"))
