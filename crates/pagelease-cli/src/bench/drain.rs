@@ -31,10 +31,10 @@ use super::{Setup, cpus};
 /// Words that an operation updates: some 100 ns of work.
 const WORDS: usize = 64;
 
-/// Items of a job, for each worker: some milliseconds of work.
+/// Items of a job: some milliseconds of work.
 const ITEMS: usize = 1 << 16;
 
-/// Jobs in the device's queue: enough that it does not run dry while this thread waits for its CPU.
+/// Jobs in each worker's queue: enough that it does not run dry while this thread waits for its CPU.
 const JOBS: usize = 8;
 
 /// The page that is taken, and by its number the worker that has it.
@@ -84,23 +84,22 @@ fn measure(managed: &Managed, workers: usize, rounds: usize) -> Result<Arms> {
 struct Working<'a> {
     managed: &'a Managed,
     idle: PageRange,
-    items: Vec<Item>,
-    jobs: VecDeque<Job>,
-    submitted: u64,
+    /// The first is the one whose page is taken.
+    queues: Vec<Queue>,
 }
 
 impl<'a> Working<'a> {
     fn new(managed: &'a Managed, workers: usize) -> Self {
-        let items = pages(0, workers).iter().flat_map(|page| [Item { page, argument: 0 }; ITEMS]).collect();
-        Self { managed, idle: pages(workers, 1), items, jobs: VecDeque::new(), submitted: 0 }
+        let queues = pages(0, workers).iter().map(Queue::new).collect();
+        Self { managed, idle: pages(workers, 1), queues }
     }
 
-    /// Returns when the device has work for long, and the page's worker is seen at it.
+    /// Returns when all workers have work for long, and the page's is seen at it.
     fn work(&mut self) -> Result<()> {
         loop {
-            self.submit()?;
+            self.queues.iter_mut().try_for_each(|queue| queue.fill(self.managed))?;
             let begin = self.done();
-            while self.done() < begin + STRIDE && !self.jobs[JOBS - 1].is_over() {
+            while self.done() < begin + STRIDE && self.queues[0].lasts() {
                 core::hint::spin_loop();
             }
             self.managed.take(self.idle)?;
@@ -108,25 +107,10 @@ impl<'a> Working<'a> {
             // This thread may itself have been stopped in between: is the worker running now?
             let before = self.done();
             spin_for(LOOK_NS);
-            if self.done() != before && !self.jobs[JOBS / 2].is_over() {
+            if self.done() != before && self.queues.iter().all(Queue::lasts) {
                 return Ok(());
             }
         }
-    }
-
-    /// Fills the device's queue.
-    fn submit(&mut self) -> Result<()> {
-        while self.jobs.front().is_some_and(Job::is_over)
-            && let Some(job) = self.jobs.pop_front()
-        {
-            job.wait()?;
-        }
-        while self.jobs.len() < JOBS {
-            let add_one = |page: &DevicePage<'_>, _| (0..WORDS).for_each(|word| page.update(word, |count| count + 1));
-            self.jobs.push_back(self.managed.device.submit(&self.managed.view, add_one, &self.items));
-            self.submitted += 1;
-        }
-        Ok(())
     }
 
     /// The operations that the page's worker has done.
@@ -136,15 +120,48 @@ impl<'a> Working<'a> {
 
     /// Waits for the rest, and checks that no update was lost to all the taking away.
     fn finish(self) -> Result<()> {
-        for job in self.jobs {
-            job.wait()?;
+        let mut expected = 0;
+        for queue in self.queues {
+            expected += queue.submitted * (ITEMS * WORDS) as u64;
+            queue.jobs.into_iter().try_for_each(Job::wait)?;
         }
-        let all = pages(0, self.managed.view.pages().len() as usize);
-        self.managed.region.prefetch(all);
-        let words = all.iter().flat_map(|page| self.managed.view.words(page));
+        let view = &self.managed.view;
+        self.managed.region.prefetch(view.pages());
+        let words = view.pages().iter().flat_map(|page| view.words(page));
         let counted: u64 = words.map(|word| word.load(Ordering::Relaxed)).sum();
-        let expected = self.submitted * (self.items.len() * WORDS) as u64;
         ensure!(counted == expected, "of {expected} updates {counted} were counted");
         Ok(())
+    }
+}
+
+/// What one worker still has to do.
+struct Queue {
+    items: Vec<Item>,
+    jobs: VecDeque<Job>,
+    submitted: u64,
+}
+
+impl Queue {
+    fn new(page: PageIndex) -> Self {
+        Self { items: vec![Item { page, argument: 0 }; ITEMS], jobs: VecDeque::new(), submitted: 0 }
+    }
+
+    fn fill(&mut self, managed: &Managed) -> Result<()> {
+        while self.jobs.front().is_some_and(Job::is_over)
+            && let Some(job) = self.jobs.pop_front()
+        {
+            job.wait()?;
+        }
+        while self.jobs.len() < JOBS {
+            let add_one = |page: &DevicePage<'_>, _| (0..WORDS).for_each(|word| page.update(word, |count| count + 1));
+            self.jobs.push_back(managed.device.submit(&managed.view, add_one, &self.items));
+            self.submitted += 1;
+        }
+        Ok(())
+    }
+
+    /// Whether the worker has a whole job before it.
+    fn lasts(&self) -> bool {
+        self.jobs.get(JOBS - 2).is_some_and(|job| !job.is_over())
     }
 }

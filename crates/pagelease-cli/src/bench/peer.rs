@@ -121,7 +121,7 @@ impl Peers {
             |sample| rounds_of(sample).map(|round| self.bare_round(round?)).sum::<Result<u64>>(),
         )?;
         // All rounds of both arms, those of the warm-up included.
-        let expected = (Arms::all_rounds(samples) * AT_A_TIME * TOUCHED) as u64;
+        let expected = (arms.rounds * AT_A_TIME * TOUCHED) as u64;
         self.managed.region.prefetch(pages(0, self.pages));
         check(self.managed.region.words(), expected).context("pagelease")?;
         check(self.bare.alias_words(), expected).context("mprotect")?;

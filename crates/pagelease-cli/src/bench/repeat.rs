@@ -57,7 +57,7 @@ fn measure(managed: &Managed, items: &[Item], rounds: usize) -> Result<Arms> {
     let floor = |_| in_worker(managed, Walk::new(managed, items)?, &one);
     let before = sum(managed);
     let arms = Arms::in_turn(rounds, value, floor)?;
-    let expected = 2 * Arms::all_rounds(rounds) * items.len();
+    let expected = 2 * arms.rounds * items.len();
     ensure!(sum(managed) - before == expected as u64, "an update was lost");
     Ok(arms)
 }

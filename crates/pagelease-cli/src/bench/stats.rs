@@ -67,6 +67,9 @@ impl Summary {
     }
 }
 
+/// The longest that [`Arms::in_turn`] goes on: a machine that has other things to do gives fewer samples, not later ones.
+const BUDGET_NS: u64 = 15_000_000_000;
+
 /// The two arms of a ratio.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Arms {
@@ -74,11 +77,14 @@ pub(super) struct Arms {
     pub(super) value: Samples,
     /// What it is measured against.
     pub(super) floor: Samples,
+    /// How often each arm has run, counted or not.
+    pub(super) rounds: usize,
 }
 
 impl Arms {
     /// Runs both arms in turn, `rounds` times: value, floor, value, floor. So whatever else the machine does meanwhile
-    /// falls on both alike. The first round in sixteen, and one at least, is not counted: caches fill, memory is populated.
+    /// falls on both alike. Before that, both run for a sixteenth of the rounds without being counted, and once at least:
+    /// caches fill, memory is populated.
     ///
     /// Each arm is given the round's number, and returns its time.
     pub(super) fn in_turn<E>(
@@ -87,20 +93,17 @@ impl Arms {
         mut floor: impl FnMut(usize) -> Result<u64, E>,
     ) -> Result<Self, E> {
         let mut arms = Self::default();
-        let all = Self::all_rounds(rounds);
-        for round in 0..all {
-            let (value_ns, floor_ns) = (value(round)?, floor(round)?);
-            if round >= all - rounds {
+        let warm_up = rounds / 16 + 1;
+        let end_ns = monotonic_ns() + BUDGET_NS;
+        while arms.rounds < warm_up + rounds && (arms.rounds <= warm_up || monotonic_ns() < end_ns) {
+            let (value_ns, floor_ns) = (value(arms.rounds)?, floor(arms.rounds)?);
+            if arms.rounds >= warm_up {
                 arms.value.push(value_ns);
                 arms.floor.push(floor_ns);
             }
+            arms.rounds += 1;
         }
         Ok(arms)
-    }
-
-    /// How often each arm runs for `rounds` that count.
-    pub(super) fn all_rounds(rounds: usize) -> usize {
-        rounds + rounds / 16 + 1
     }
 }
 
