@@ -22,6 +22,9 @@ use crate::view::ViewCore;
 
 /// Pages that a device holds. See the module.
 ///
+/// A thread that claims a page which it holds already, while a touch waits for that page, waits for itself until the hold
+/// limit passes: a claim never goes before a waiting touch. End the lease first.
+///
 /// It may be sent to another thread and dropped there. The thread that claimed is known: its own touch of a page it holds
 /// ends that hold at once instead of waiting for itself.
 #[must_use = "dropping a lease ends its hold"]

@@ -1,7 +1,8 @@
 //! The synchronisation primitives of the engine: the machine's own, or `shuttle`'s for schedule exploration.
 //!
-//! Everything in the engine that threads race on is built from this module, so that `--cfg pagelease_shuttle` explores
-//! the schedules of the shipped code. The two files beside this one offer the same names:
+//! What the protocol races on (page words, notifier words, lanes, the simulated memory) is built from this module, so that
+//! `--cfg pagelease_shuttle` explores the schedules of the shipped code. Some bookkeeping is on `core`'s atomics in both
+//! configurations (records' headers, a region's flags, the deputy's places): exploration does not interleave there. The two files beside this one offer the same names:
 //!
 //! | name | `real` | `explored` |
 //! |---|---|---|
