@@ -269,6 +269,7 @@ impl DeviceCore {
     }
 
     /// Whether the device has been lost: one load. Signal-safe.
+    #[inline]
     pub(crate) fn is_lost(&self) -> bool {
         self.lost.load(Ordering::Relaxed) != 0
     }

@@ -63,6 +63,7 @@ pub(crate) struct ViewSlot {
 }
 
 impl ViewSlot {
+    #[inline]
     pub(crate) fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
