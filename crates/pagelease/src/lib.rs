@@ -99,7 +99,7 @@ pub mod sim {
     pub(crate) use crate::backend::sim::NextFault;
     pub use crate::backend::sim::{SimCpu, WORDS};
     #[cfg(pagelease_shuttle)]
-    pub use crate::sync::explored::{SignalsBlocked, block_signals, interrupt};
+    pub use crate::sync::explored::{SignalsBlocked, WordEvent, WordObserver, block_signals, interrupt, observe_words};
 }
 
 pub use backend::{BackendKind, Capabilities};

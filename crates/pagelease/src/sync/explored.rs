@@ -3,6 +3,7 @@
 use core::cell::{Cell, RefCell};
 use core::ops::Deref;
 use core::time::Duration;
+use std::rc::Rc;
 
 use pagelease_sys::Errno;
 use shuttle::rand::Rng;
@@ -29,12 +30,17 @@ impl Word {
 
     pub(crate) fn load(&self) -> u32 {
         maybe_interrupted();
-        self.value.load(Ordering::SeqCst)
+        let value = self.value.load(Ordering::SeqCst);
+        self.observed(WordEvent::Loaded(value));
+        value
     }
 
     pub(crate) fn swap_if(&self, current: u32, next: u32) -> Result<(), u32> {
         maybe_interrupted();
-        self.value.compare_exchange(current, next, Ordering::SeqCst, Ordering::SeqCst).map(|_| ())
+        self.observed(WordEvent::Swapping { current, next });
+        let swapped = self.value.compare_exchange(current, next, Ordering::SeqCst, Ordering::SeqCst);
+        self.observed(WordEvent::Swapped { current, next, changed: swapped.is_ok() });
+        swapped.map(|_| ())
     }
 
     pub(crate) fn bump(&self) {
@@ -64,6 +70,47 @@ impl Word {
         let _guard = self.lock.lock().expect("no thread panics with it");
         self.changed.notify_all();
     }
+
+    fn observed(&self, event: WordEvent) {
+        let observer = OBSERVER.with_borrow(Clone::clone);
+        observer.into_iter().for_each(|observe| observe(core::ptr::from_ref(self).addr(), event));
+    }
+}
+
+/// What the running simulated thread does to a word. See [`observe_words`].
+#[derive(Copy, Clone, Debug)]
+pub enum WordEvent {
+    /// It has loaded this value.
+    Loaded(u32),
+    /// It comes to a compare-and-swap. The next scheduling point lies between this and the operation.
+    Swapping {
+        /// What it expects.
+        current: u32,
+        /// What it would put.
+        next: u32,
+    },
+    /// It has done it. No scheduling point lies between the operation and this.
+    Swapped {
+        /// What it expected.
+        current: u32,
+        /// What it put.
+        next: u32,
+        /// Whether the word was as expected.
+        changed: bool,
+    },
+}
+
+/// Is told the address of the word, and the event. It must not do anything that shuttle schedules.
+pub type WordObserver = Rc<dyn Fn(usize, WordEvent)>;
+
+std::thread_local! {
+    /// Of the executions that this thread runs: a simulated thread is none of its own.
+    static OBSERVER: RefCell<Option<WordObserver>> = const { RefCell::new(None) };
+}
+
+/// Has `observer` told of every access to a word by the executions that the calling thread runs from now on, or nobody.
+pub fn observe_words(observer: Option<WordObserver>) {
+    OBSERVER.set(observer);
 }
 
 /// A moment after which a wait gives up; may be never.
