@@ -446,14 +446,13 @@ impl<'a> Claim<'a> {
                 }
             }
             Blocker::Obstacle(Obstacle::Busy) if self.busy_passes(page) => {}
-            Blocker::Obstacle(obstacle) => {
+            Blocker::Obstacle(_) => {
+                // Look again before sleeping: what was in the way may be gone, or a hold may stand in its place. How long to
+                // sleep follows from the very word slept on; nobody else ends a hold at its limit.
+                let word = self.region.word(page);
+                let ClaimStep::Wait(obstacle) = self.step(word) else { return };
                 let held = obstacle == Obstacle::Held;
                 let deadline = if held { space.hold_deadline(since_ns) } else { Deadline::NEVER };
-                let word = self.region.word(page);
-                // Look again before sleeping: what was in the way may be gone.
-                if !matches!(self.step(word), ClaimStep::Wait(_)) {
-                    return;
-                }
                 if self.region.sleep(page, word, hold::sleep(word), deadline) == Waited::TimedOut && held {
                     break_overdue(self.region, page);
                     let word = self.region.word(page);

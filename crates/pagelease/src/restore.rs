@@ -66,7 +66,7 @@ pub(crate) fn bring_back(region: &RegionCore, pages: PageRange, of: Of, cause: C
             (Obstacle::Held, Patience::None) => break_and_settle(region, PageIndex(at)),
             // Waiting for itself, as a touch would not.
             (Obstacle::Held, Patience::HoldLimit) if break_own(region, PageIndex(at)) => {}
-            _ => wait(region, PageIndex(at), of, obstacle, *since.get_or_insert_with(now_ns)),
+            _ => wait(region, PageIndex(at), of, patience, *since.get_or_insert_with(now_ns)),
         }
     }
 }
@@ -127,14 +127,18 @@ fn break_and_settle(region: &RegionCore, page: PageIndex) {
     region.settle(page, word, word);
 }
 
+/// Sleeps until `page` may be brought back, or is none of `of` any more. How long follows from the very word slept on: a page
+/// that was busy may be held by now, by another device even, and nobody else ends a hold at its limit.
+///
 /// A prefetch is a touch in all but name: while it waits, no claim goes before it. Whoever gives up a device's pages wants
 /// nothing back.
-fn wait(region: &RegionCore, page: PageIndex, of: Of, obstacle: Obstacle, since_ns: u64) {
-    let deadline = if obstacle == Obstacle::Held { region.space.hold_deadline(since_ns) } else { Deadline::NEVER };
+fn wait(region: &RegionCore, page: PageIndex, of: Of, patience: Patience, since_ns: u64) {
     let word = region.word(page);
-    if !word.busy() && !word.held() {
-        return;
-    }
+    let deadline = match (word.busy(), patience) {
+        (true, _) => Deadline::NEVER,
+        (false, Patience::HoldLimit) if word.held() && of.includes(word) => region.space.hold_deadline(since_ns),
+        (false, _) => return,
+    };
     let next = if of == Of::Any { step::wait(word, true) } else { hold::sleep(word) };
     if region.sleep(page, word, next, deadline) == Waited::TimedOut {
         break_and_settle(region, page);

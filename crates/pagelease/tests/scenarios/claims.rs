@@ -81,6 +81,25 @@ pub(crate) fn upgrade_takes_the_reads_away(setting: Setting) {
     world.finish();
 }
 
+/// Two devices claim one page, and neither ends its lease. Reveals a claim that sleeps for ever on a hold, because the page was
+/// only busy when it first looked.
+pub(crate) fn claim_against_a_claim_that_stays(setting: Setting) {
+    let world = World::with_hold_limit(setting, 1, ANY_MOMENT);
+    let gadgets = [world.device(), world.device()];
+    let leases = shuttle::sync::Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for gadget in &gadgets {
+            let leases = &leases;
+            scope.spawn(move || {
+                let lease = gadget.claim(page(0));
+                leases.lock().expect("nobody panics with it").push(lease);
+            });
+        }
+    });
+    drop(leases);
+    world.finish();
+}
+
 /// A lease that never ends by itself, and another device's claim. Reveals a limit that nobody watches.
 pub(crate) fn hold_limit_breaks_a_hold_for_a_claim(setting: Setting) {
     let world = World::with_hold_limit(setting, 1, ANY_MOMENT);

@@ -5,7 +5,7 @@ use shuttle::sync::atomic::{AtomicBool, Ordering};
 use shuttle::thread;
 
 use super::touches::wait_until;
-use super::world::{Setting, World, page, pages};
+use super::world::{ANY_MOMENT, Setting, World, page, pages};
 
 /// A lease is ended by another thread than the one that claimed, which touches the page. Reveals a touch that is lost
 /// between the two.
@@ -77,6 +77,22 @@ pub(crate) fn region_dropped_while_held(setting: Setting) {
     drop(lease);
     gadget.finish();
     assert_eq!(space.stats().invalidations_spurious, 0);
+}
+
+/// A view is dropped while another device takes the page from it, with a lease that never ends. Reveals a drop that waits for
+/// another device's hold: what was busy when it looked is held when it goes to sleep.
+pub(crate) fn view_dropped_while_another_takes_the_page(setting: Setting) {
+    let world = World::with_hold_limit(setting, 1, ANY_MOMENT);
+    let gadget = world.device();
+    let other = world.device();
+    drop(gadget.claim(page(0)));
+    let leases = shuttle::sync::Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        scope.spawn(|| drop(gadget));
+        scope.spawn(|| leases.lock().expect("nobody panics with it").push(other.claim(page(0))));
+    });
+    drop(leases);
+    world.finish();
 }
 
 /// A region is dropped while a claim waits for a hold that outlives the drop. Reveals a drop that waits for ever.

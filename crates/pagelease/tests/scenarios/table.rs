@@ -20,6 +20,7 @@ macro_rules! scenarios {
             claims::repeat_claim_is_joined if |_| true;
             claims::upgrade_takes_the_reads_away if Setting::is_exclusive;
             claims::hold_limit_breaks_a_hold_for_a_claim if |_| true;
+            claims::claim_against_a_claim_that_stays if |_| true;
             claims::late_holder_harms_no_later_lease if |_| true;
             claims::subscriber_hears_of_every_invalidation if |_| true;
             own_thread::touch_of_a_page_it_holds if |_| true;
@@ -33,6 +34,7 @@ macro_rules! scenarios {
             own_thread::handler_touches_at_any_moment if |_| true;
             endings::lease_ended_elsewhere if |_| true;
             endings::view_dropped_while_its_device_has_pages if |_| true;
+            endings::view_dropped_while_another_takes_the_page if |_| true;
             endings::region_dropped_while_held if |_| true;
             endings::region_dropped_while_a_claim_waits if |_| true;
             software::software_against_touch if software::applies;
