@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `bench` | `pagelease bench`: how fast, each figure beside its floor |
 //! | `doctor` | `pagelease doctor`: what this machine offers |
+//! | `lab` | `pagelease lab`: which design of device-exclusive memory is right, and the history that breaks the others |
 //! | `histogram` | `pagelease run histogram`: CPU and device count one file into one table |
 //! | `failure` | errors: their one line, and their exit code |
 
@@ -14,6 +15,7 @@ mod bench;
 mod doctor;
 mod failure;
 mod histogram;
+mod lab;
 
 use std::process::ExitCode;
 
@@ -36,6 +38,7 @@ enum Command {
     #[command(subcommand)]
     Run(Run),
     Bench(bench::Args),
+    Lab(lab::Args),
 }
 
 /// Do a job on real data, with CPU threads and a device that share memory
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
     let result = match &cli.command {
         Command::Doctor(args) => doctor::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Lab(args) => lab::run(args),
         Command::Run(Run::Histogram(args)) => histogram::run(args),
     };
     result.unwrap_or_else(|error| failure::report(&error))
