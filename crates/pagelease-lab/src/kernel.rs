@@ -17,6 +17,7 @@
 //! | `fault` | the CPU's fault |
 //! | `events` | zap, mprotect, mremap, fork, GUP, reclaim |
 //! | `notifier` | invalidations, and the driver's callback |
+//! | [`symmetry`] | what can be swapped |
 //! | `show` | a state and a step for a reader |
 //!
 //! What it leaves out, and why that hides nothing that is asked here: memory ordering (each step is under a lock or a single
@@ -33,6 +34,7 @@ pub mod pc;
 pub mod scenario;
 mod show;
 pub mod state;
+pub mod symmetry;
 mod turn;
 
 use stateright::{Model, Property as Always};
@@ -130,6 +132,7 @@ impl Model for Kernel {
 
     fn init_states(&self) -> Vec<State> {
         let mut state = State::blank();
+        state.symmetry = self.scenario.symmetry as u8;
         for (page, &pte) in self.scenario.pages.iter().enumerate() {
             state.set_pte(0, page, pte);
             if page == 0 || pte != Pte::None {
@@ -269,6 +272,10 @@ impl crate::case::Named for Kernel {
 
     fn judged(&self) -> PropertySet {
         PropertySet::ALL
+    }
+
+    fn representative(state: &State) -> State {
+        symmetry::representative(state)
     }
 
     fn needs(property: Property) -> Option<&'static str> {

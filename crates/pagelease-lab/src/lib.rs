@@ -2,6 +2,7 @@
 
 pub mod case;
 pub mod catalogue;
+pub mod export;
 pub mod fair;
 pub mod graph;
 pub mod history;
@@ -12,6 +13,7 @@ pub mod render;
 pub mod sample;
 pub mod subject;
 pub mod table;
+pub mod verdicts;
 
 pub use property::{Property, PropertySet};
 pub use subject::{Cell, Subject};

@@ -31,6 +31,7 @@
 //! | `claim`, `touch`, `lease`, `restore` | the steps of the engine's files of these names, and the end of a region |
 //! | `device` | an operation of the software device |
 //! | `show` | the state and the steps, in words |
+//! | `footprint`, `schedule` | a history as the real engine can take it |
 
 use stateright::Model;
 
@@ -42,10 +43,12 @@ mod actor;
 mod claim;
 pub(crate) mod design;
 mod device;
+mod footprint;
 mod lease;
 mod notify;
 mod restore;
 mod scenario;
+mod schedule;
 mod show;
 mod state;
 mod touch;

@@ -25,10 +25,10 @@ pub(super) struct Args {
     #[arg(long, value_name = "I/N", requires = "random")]
     shard: Option<Shard>,
     /// How many, for each design
-    #[arg(long, default_value_t = 10_000, requires = "random")]
+    #[arg(long, default_value_t = sample::HISTORIES, requires = "random")]
     histories: u64,
     /// Where to cut one off
-    #[arg(long, value_name = "STEPS", default_value_t = 10_000, requires = "random")]
+    #[arg(long, value_name = "STEPS", default_value_t = sample::STEPS_MAX, requires = "random")]
     steps_max: u32,
     /// Of this scenario
     #[arg(long, value_name = "NAME", requires = "random")]
@@ -91,7 +91,10 @@ pub(super) fn merge(args: &Merge) -> Result<ExitCode> {
         let file = File::open(path).map_err(|error| bad(format!("cannot read {path:?}: {error}")))?;
         lines.extend(sample::read(&path.display().to_string(), BufReader::new(file)).map_err(bad)?);
     }
-    print(&sample::merge_named(lines).map_err(bad)?, args.json)
+    let lines = sample::merge_named(lines).map_err(bad)?;
+    print(&lines, args.json)?;
+    // Said beneath the table as well; a script asks the exit code.
+    Ok(if lines.iter().all(Line::is_whole) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn print(lines: &[Line], json: bool) -> Result<ExitCode> {

@@ -78,10 +78,16 @@ impl Turn<'_> {
         Some(false)
     }
 
-    /// Calls the next driver back. It waits for the driver's mutex, and for the device's operation in flight.
+    /// The driver that is called back by this step: the `choice`-th of those left.
+    pub(super) fn called(&self) -> Option<usize> {
+        let mut left = (0..DEVICES).filter(|device| self.me().calls & 1 << device != 0);
+        left.nth(self.choice.into())
+    }
+
+    /// Calls one more driver back, in any order: the kernel's is that of its tree. It waits for the driver's mutex, and for the device's operation in flight.
     fn call_next(&mut self) -> Option<bool> {
         let calls = self.me().calls & !CALLING;
-        let device = calls.trailing_zeros() as usize;
+        let device = self.called()?;
         let event = self.event();
         let design = &self.kernel.design;
         if self.state.devices[device].mutex != 0 {

@@ -1,6 +1,7 @@
 //! Scenarios: what the actors do. Each is small, and explored whole, for every design.
 
 use super::state::Pte;
+use super::symmetry::Symmetry;
 
 /// One operation of an actor's program. A number is a page.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
@@ -72,6 +73,8 @@ pub struct Scenario {
     pub programs: &'static [Program],
     /// Whether it is explored only for the designs that ship and the one that sums up: it is the largest.
     pub main_only: bool,
+    /// What of it can be swapped.
+    pub symmetry: Symmetry,
     /// Whether a second claim here is of a page that the device has already, undisturbed.
     pub repeat: bool,
 }
@@ -88,8 +91,16 @@ const CHILD: Program = Program { name: "child", role: Role::Child, ops: &[Op::Lo
 const ONE: [Pte; 2] = [Pte::Rw(0), Pte::None];
 const TWO: [Pte; 2] = [Pte::Rw(0), Pte::Rw(3)];
 
-const BASE: Scenario =
-    Scenario { name: "", what: "", pages: ONE, huge: false, programs: &[], main_only: false, repeat: false };
+const BASE: Scenario = Scenario {
+    name: "",
+    what: "",
+    pages: ONE,
+    huge: false,
+    programs: &[],
+    main_only: false,
+    symmetry: Symmetry::None,
+    repeat: false,
+};
 
 /// Every scenario, small ones first.
 pub const ALL: &[Scenario] = &[
@@ -157,12 +168,14 @@ pub const ALL: &[Scenario] = &[
             cpu("CPU 0", &[Op::Add(0), Op::Add(0)]),
             cpu("CPU 1", &[Op::Add(0), Op::Add(0)]),
         ],
+        symmetry: Symmetry::Cpus,
         ..BASE
     },
     Scenario {
         name: "two-devices",
         what: "two devices add to one page",
         programs: &[device(0, &[Op::DeviceAdd(0), Op::DeviceAdd(0)]), device(1, &[Op::DeviceAdd(0), Op::DeviceAdd(0)])],
+        symmetry: Symmetry::Devices,
         ..BASE
     },
     Scenario {
@@ -265,6 +278,19 @@ pub const ALL: &[Scenario] = &[
             cpu("CPU 0", &[Op::Add(0), Op::Add(1)]),
             cpu("mprotect", &[Op::Protect]),
         ],
+        ..BASE
+    },
+    Scenario {
+        name: "mirror",
+        what: "two devices and two CPUs, a pair on each of two pages",
+        pages: TWO,
+        programs: &[
+            device(0, &[Op::DeviceAdd(0)]),
+            device(1, &[Op::DeviceAdd(1)]),
+            cpu("CPU 0", &[Op::Add(0)]),
+            cpu("CPU 1", &[Op::Add(1)]),
+        ],
+        symmetry: Symmetry::Mirror,
         ..BASE
     },
     Scenario {

@@ -243,7 +243,7 @@ impl Kernel {
             if !turn.calling() {
                 return format!("{}, {owner}", cause_name(event.cause));
             }
-            let device = (me.calls & !super::state::CALLING).trailing_zeros() as usize;
+            let Some(device) = turn.called() else { return String::new() };
             let counts = if turn.filtered(device, &event) { "does not count it" } else { "counts it" };
             return format!("device {device} {counts}");
         }

@@ -174,7 +174,7 @@ pub struct State {
     pub devices: [Device; DEVICES],
     /// What of the scenario is symmetric, the same in every state of it: Stateright asks a state alone for its
     /// representative.
-    pub(super) symmetry: u8,
+    pub symmetry: u8,
     /// The actors.
     pub actors: [Actor; ACTORS],
 }

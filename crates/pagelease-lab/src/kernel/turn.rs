@@ -79,9 +79,9 @@ impl Turn<'_> {
         }
     }
 
-    /// The step has one possibility.
+    /// The step has one possibility; a call back of several drivers begins with any.
     pub(super) fn only(&self) -> Option<()> {
-        (self.choice == 0).then_some(())
+        (self.choice == 0 || self.calling()).then_some(())
     }
 
     pub(super) fn me(&self) -> Actor {

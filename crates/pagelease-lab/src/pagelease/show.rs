@@ -11,7 +11,7 @@ use crate::property::{Kind as Decided, Property};
 use crate::subject::{Broken, Cell, Subject};
 
 impl Pagelease {
-    fn name_of(&self, actor: usize) -> &'static str {
+    pub(super) fn name_of(&self, actor: usize) -> &'static str {
         self.scenario.actors.get(actor).map_or("nobody", |actor| actor.name)
     }
 
