@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Sees to what the other scripts need beyond a Rust toolchain: a C linker, and setpriv (to run the main job as an ordinary
-# user). Installs Debian packages, by name, only where one is missing.
+# Sees to what the other scripts need beyond a Rust toolchain: a C linker, setpriv (to run the main job as an ordinary user),
+# and Chromium (the page that shows a history is tested in it). Installs Debian packages, by name, only where one is missing.
 set -euo pipefail
 
 missing=()
 command -v cc >/dev/null || missing+=(gcc libc6-dev)
 command -v setpriv >/dev/null || missing+=(util-linux)
+command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null ||
+    missing+=(chromium)
 if [ ${#missing[@]} -gt 0 ]; then
     apt-get update
     apt-get install --yes --no-install-recommends "${missing[@]}"

@@ -8,8 +8,9 @@ use anyhow::{Context, Result, bail};
 const USAGE: &str = "\
 Usage: cargo xtask test
 
-  test   every test: unit, property, conformance, failure and stress tests on real memory; the examples in the
-         documentation; then the shipped engine under schedule exploration, and its mutants";
+  test   every test: unit, property, conformance, failure and stress tests on real memory; the lab's whole table; the
+         examples in the documentation; then the shipped engine under schedule exploration, its mutants, and histories
+         of the lab that it must follow";
 
 fn main() -> ExitCode {
     let result = match std::env::args().nth(1).as_deref() {
@@ -36,7 +37,7 @@ fn test() -> Result<()> {
     cargo(&["test", "--workspace"], &[])?;
     // Another configuration of the same sources: a target folder of its own keeps both builds warm.
     cargo(
-        &["test", "--release", "--package", "pagelease", "--test", "schedules", "--test", "mutants"],
+        &["test", "--release", "--package", "pagelease", "--test", "schedules", "--test", "mutants", "--test", "histories"],
         &[("RUSTFLAGS", "--cfg pagelease_shuttle"), ("CARGO_TARGET_DIR", "target/shuttle")],
     )
 }
