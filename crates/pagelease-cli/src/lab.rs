@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `check` | `pagelease lab`: the table; `pagelease lab show`: one history |
 //! | `sampling` | `pagelease lab --random`, `pagelease lab merge`: random histories, over many processes |
-//! | this | `list`, `explore`, `--replay` |
+//! | this | `list`, `explore`, `export`, `--replay` |
 
 mod check;
 mod sampling;
@@ -95,6 +95,11 @@ enum Command {
         #[arg(long, default_value = "127.0.0.1:3000")]
         address: SocketAddr,
     },
+    /// Print a history of the shipped protocol as a schedule for the real engine's tests
+    Export {
+        /// The history
+        token: String,
+    },
     /// Sum up what shards of --random printed
     Merge(sampling::Merge),
 }
@@ -111,6 +116,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         }
         Some(Command::List { design }) => list(design.as_deref()),
         Some(Command::Explore { design, scenario, address }) => explore(design, scenario, *address),
+        Some(Command::Export { token }) => export(token),
         Some(Command::Merge(merge)) => sampling::merge(merge),
     }
 }
@@ -179,5 +185,12 @@ fn explore(design: &str, scenario: &str, address: SocketAddr) -> Result<ExitCode
     drop(std::net::TcpListener::bind(address).map_err(|error| bad(format!("cannot listen on {address}: {error}")))?);
     crate::failure::say(format_args!("exploring {design} in {scenario}; open http://{address}/ and stop with Ctrl-C"));
     case.explore(address);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn export(token: &str) -> Result<ExitCode> {
+    let token: Token = token.parse().map_err(bad)?;
+    let schedule = pagelease_lab::export::schedule(&token).map_err(bad)?;
+    std::io::stdout().lock().write_all(schedule.as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -8,7 +8,7 @@
 //! The search, for one property over the explored graph:
 //!
 //! 1. Keep the states in which it is owed. One without any step is an end that breaks it.
-//! 2. Drop, again and again, states without a successor among those kept: on no loop.
+//! 2. Drop, again and again, states without a successor among those kept, or without a predecessor: on no loop.
 //! 3. Take the strongly connected components of the rest (`petgraph`, Kosaraju). In a component, an actor that can step in
 //!    some state and takes no step inside makes it unfair: drop the states in which it can, and take the components of
 //!    what is left (Emerson and Lei's fixpoint for strong fairness; Streett emptiness).
@@ -97,6 +97,28 @@ pub(crate) fn trim<M: Model>(graph: &Graph<M>, reversed: &Reversed, kept: &mut [
     }
 }
 
+/// Drops, again and again, kept states without a predecessor among those kept.
+fn trim_sources<M: Model>(graph: &Graph<M>, reversed: &Reversed, kept: &mut [bool]) {
+    let mut predecessors = vec![0u32; graph.len()];
+    let mut sources = Vec::new();
+    for node in graph.nodes().filter(|&node| kept[node as usize]) {
+        let count = reversed.sources(node).iter().filter(|&&source| kept[source as usize]).count();
+        predecessors[node as usize] = u32::try_from(count).expect("edges are counted in 32 bits");
+        if count == 0 {
+            sources.push(node);
+        }
+    }
+    while let Some(node) = sources.pop() {
+        kept[node as usize] = false;
+        for edge in graph.edges(node).iter().filter(|edge| kept[edge.to as usize]) {
+            predecessors[edge.to as usize] -= 1;
+            if predecessors[edge.to as usize] == 0 {
+                sources.push(edge.to);
+            }
+        }
+    }
+}
+
 /// The strongly connected components among `nodes`, each after those it leads to. `place` maps a state to its place in
 /// `nodes`, and is scratch: all [`NOWHERE`] before and after.
 pub(crate) fn components<M: Model>(graph: &Graph<M>, nodes: &[Node], place: &mut [u32]) -> Vec<Vec<Node>> {
@@ -138,14 +160,15 @@ pub fn lasso<M: Model>(
         return None;
     }
     trim(graph, reversed, &mut kept, |_| ());
+    trim_sources(graph, reversed, &mut kept);
     let core: Vec<Node> = graph.nodes().filter(|&node| kept[node as usize]).collect();
     let mut place = vec![NOWHERE; graph.len()];
     let mut work = vec![core];
-    let mut best: Option<Vec<Node>> = None;
+    let (mut best, mut best_nearest): (Option<Vec<Node>>, Node) = (None, Node::MAX);
     while let Some(nodes) = work.pop() {
         for component in components(graph, &nodes, &mut place) {
-            let nearest = component.iter().min();
-            if best.as_ref().is_some_and(|best| best.iter().min() < nearest) {
+            let nearest = *component.iter().min().expect("a component has a state");
+            if best_nearest < nearest {
                 continue;
             }
             for &node in &component {
@@ -166,7 +189,7 @@ pub fn lasso<M: Model>(
                 continue;
             }
             if starved == 0 {
-                best = Some(component);
+                (best, best_nearest) = (Some(component), nearest);
             } else {
                 let can_starve =
                     |&node: &Node| graph.edges(node).iter().any(|edge| starved & 1 << actor(&edge.action) != 0);
