@@ -291,18 +291,31 @@ pub fn most<M: Model>(graph: &Graph<M>, reversed: &Reversed, worth: impl Fn(&M::
             }
             return Most::Unbounded(Lasso { knot, round });
         }
-        // A component that gathers nothing inside: what any of its states has ahead, all have. The way out is not kept
-        // (it may first go round inside); the figure is.
-        let best = component.iter().filter_map(|&node| better(&ahead, node)).map(|(gain, _)| gain).max().unwrap_or(0);
+        // A component that gathers nothing inside: what any of its states has ahead, all have. Only the state with the best
+        // way out knows its edge; the others go there first.
+        let exits = component.iter().filter_map(|&node| better(&ahead, node).map(|(gain, edge)| (gain, node, edge)));
+        let Some((gain, exit, edge)) = exits.max_by_key(|&(gain, node, _)| (gain, std::cmp::Reverse(node))) else {
+            continue;
+        };
         for &node in &component {
-            ahead[node as usize] = (best, None);
+            ahead[node as usize] = (gain, None);
         }
+        ahead[exit as usize] = (gain, edge);
     }
     let mut at: Node = 0;
     let mut way = Vec::new();
-    while let (1.., Some(edge)) = ahead[at as usize] {
-        way.push(edge);
-        at = graph.edge(edge).to;
+    while ahead[at as usize].0 > 0 {
+        if let (_, Some(edge)) = ahead[at as usize] {
+            way.push(edge);
+            at = graph.edge(edge).to;
+            continue;
+        }
+        // Inside such a component: to its exit, without losing or gathering anything.
+        let gain = ahead[at as usize].0;
+        let inside: Vec<bool> = ahead.iter().map(|&(ahead, _)| ahead == gain).collect();
+        let leg = shortest(graph, &inside, at, |edge| ahead[graph.edge(edge).to as usize].1.is_some());
+        at = graph.edge(*leg.last().expect("a leg has an edge")).to;
+        way.extend(leg);
     }
     Most::Finite(ahead[0].0, way)
 }

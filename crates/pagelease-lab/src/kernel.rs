@@ -20,10 +20,22 @@
 //! | [`symmetry`] | what can be swapped |
 //! | `show` | a state and a step for a reader |
 //!
-//! What it leaves out, and why that hides nothing that is asked here: memory ordering (each step is under a lock or a single
-//! atomic access in the kernel); the TLB (an entry is cleared and flushed in one step); `folio_lock_or_retry` giving up the
-//! mmap lock while it waits (no holder of a folio lock waits for the mmap lock); per-VMA locks; time: a driver's own limit
-//! on its retries (nouveau: one second) turns a livelock into a failed claim, and is left out so that the livelock shows.
+//! What it leaves out:
+//!
+//! - Memory ordering: each step is under a lock or a single atomic access in the kernel. The TLB: an entry is cleared and
+//!   flushed in one step.
+//! - Time. A driver's own limit on its retries (nouveau: one second) turns a livelock into a failed claim; it is left out so
+//!   that the livelock shows.
+//! - `folio_lock_or_retry` gives the mmap lock up while it waits for the first time; here a fault keeps it, as the kernel's
+//!   second try does, so munmap may wait behind a fault that waits for a folio. Per-VMA locks.
+//! - `mmu_interval_read_begin` takes its number before it waits for an invalidation to end; here after, which makes a few
+//!   retries fewer.
+//! - A write to a read-only page that nobody shares reuses it; the kernel copies it where it cannot have the folio lock.
+//! - In 2021 the claim of the head of a huge page made every page of it exclusive; here it takes the one.
+//! - Inserting an address space's very first interval notifier takes the mmap lock for writing, which a late driver would do
+//!   under the folio lock: a deadlock more than `late` shows.
+//! - A driver has a second notifier, as nouveau does, that unmaps the device whatever the filter leaves uncounted. nvidia-uvm
+//!   does not unmap for what names its own owner, and relies on GUP having restored the page first.
 
 mod claim;
 pub mod design;
@@ -83,7 +95,7 @@ impl Kernel {
         match self.op(state, actor) {
             None => Pc::Done,
             Some(Op::Load(_) | Op::Add(_)) => Pc::Access,
-            Some(Op::DeviceAdd(_)) => Pc::DeviceLoad,
+            Some(Op::DeviceAdd(_) | Op::Work(_)) => Pc::DeviceLoad,
             Some(Op::Claim(_) | Op::ClaimBoth | Op::ClaimTouching(_)) => self.first_of_claim(),
             Some(Op::Munmap | Op::DontNeed) => Pc::ZapMmap,
             Some(Op::Protect) => Pc::ProtectMmap,
@@ -190,7 +202,7 @@ impl Subject for Kernel {
     }
 
     fn broken(&self, state: &State) -> PropertySet {
-        PropertySet::from_bits(state.broken)
+        PropertySet::from_bits(state.broken.into())
     }
 
     fn owed(&self, state: &State, actor: usize) -> PropertySet {
@@ -200,7 +212,7 @@ impl Subject for Kernel {
         let in_fault = if me.fault == Pc::None { PropertySet::NONE } else { Property::FaultEnds.set() };
         match op {
             _ if matches!(me.pc, Pc::Unborn | Pc::Done) => PropertySet::NONE,
-            Op::Split | Op::Reclaim(_) => PropertySet::NONE,
+            Op::Split | Op::Reclaim(_) | Op::Work(_) => PropertySet::NONE,
             // There, the claiming thread's touch is what is asked about, and nothing else.
             _ if self.own_fault() && me.pc == Pc::OwnTouch => Property::OwnFault.set(),
             _ if self.own_fault() => PropertySet::NONE,
@@ -288,6 +300,7 @@ impl crate::case::Named for Kernel {
             | Property::Pins => Some(Pc::DeviceStore.name()),
             Property::ForkSucceeds => Some(Pc::ForkCopy.name()),
             Property::SelfRetry => Some(Pc::ReadRetry.name()),
+            Property::ClaimSucceeds => Some(Pc::ClaimLock.name()),
             _ => None,
         }
     }

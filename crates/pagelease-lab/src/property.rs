@@ -68,6 +68,8 @@ properties! {
     /// See [`Property::asks`].
     ForkSucceeds "fork-ok" Safety "fork does not fail because a device holds a page"
     /// See [`Property::asks`].
+    ClaimSucceeds "claim-ok" Safety "a claim is not refused for a passing reason: somebody has a lock just now"
+    /// See [`Property::asks`].
     SelfRetry "self-retry" Safety "a claim that nobody else disturbed does not start again"
     /// See [`Property::asks`].
     Pins "pins" Safety "no access through somebody's pin (GUP) between the halves of a device's atomic operation"
@@ -99,7 +101,7 @@ impl Property {
     /// This property alone.
     #[must_use]
     pub const fn set(self) -> PropertySet {
-        PropertySet(1 << self as u16)
+        PropertySet(1 << self as u32)
     }
 }
 
@@ -109,35 +111,35 @@ impl fmt::Display for Property {
     }
 }
 
-/// A set of properties, in 16 bits.
+/// A set of properties, in 32 bits.
 #[derive(Copy, Clone, Debug, Default, Eq, PartialEq, Ord, PartialOrd, Hash)]
-pub struct PropertySet(u16);
+pub struct PropertySet(u32);
 
-const _: () = assert!(Property::ALL.len() <= 16);
+const _: () = assert!(Property::ALL.len() <= 32);
 
 impl PropertySet {
     /// No property.
     pub const NONE: Self = Self(0);
 
     /// Every property.
-    pub const ALL: Self = Self(u16::MAX >> (16 - Property::ALL.len()));
+    pub const ALL: Self = Self(u32::MAX >> (32 - Property::ALL.len()));
 
     /// The set that was stored as `bits`.
     #[must_use]
-    pub const fn from_bits(bits: u16) -> Self {
+    pub const fn from_bits(bits: u32) -> Self {
         Self(bits)
     }
 
     /// The set as it is stored: bit n is the n-th of [`Property::ALL`].
     #[must_use]
-    pub const fn bits(self) -> u16 {
+    pub const fn bits(self) -> u32 {
         self.0
     }
 
     /// Whether `property` is in the set.
     #[must_use]
     pub const fn has(self, property: Property) -> bool {
-        self.0 & 1 << property as u16 != 0
+        self.0 & 1 << property as u32 != 0
     }
 
     /// Both sets together.

@@ -88,5 +88,5 @@ pub fn always_properties<M: Subject>() -> Vec<stateright::Property<M>> {
             })),+]
         };
     }
-    always![Atomicity Count Zapped Protected Snapshot ForkSucceeds SelfRetry Pins OwnFault]
+    always![Atomicity Count Zapped Protected Snapshot ForkSucceeds ClaimSucceeds SelfRetry Pins OwnFault]
 }

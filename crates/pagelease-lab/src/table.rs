@@ -329,6 +329,7 @@ fn head(property: Property) -> (&'static str, &'static str) {
         Property::Protected => ("pro-", "tected"),
         Property::Snapshot => ("snap-", "shot"),
         Property::ForkSucceeds => ("fork-", "ok"),
+        Property::ClaimSucceeds => ("claim-", "ok"),
         Property::SelfRetry => ("self-", "retry"),
         Property::Pins => ("", "pins"),
         Property::OwnFault => ("own-", "fault"),

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 
 use pagelease_lab::case::{Case, Checked, Finding, Path};
 use pagelease_lab::kernel::design::{Begin, Design, Filter, MAINLINE, Mutant, Unlock};
-use pagelease_lab::kernel::scenario::{Op, Program, Role, Scenario};
+use pagelease_lab::kernel::scenario::Scenario;
 use pagelease_lab::kernel::{Action, Kernel, State, design, scenario};
 use pagelease_lab::property::Kind;
 use pagelease_lab::{Property, Subject};
@@ -45,6 +45,7 @@ fn breakers(property: Property) -> (Design, Design, &'static str) {
         Property::Protected => (mutant("linux-7.3", Mutant::ProtectSilently), "mprotect"),
         Property::Snapshot => (mutant("claim-knows", Mutant::ForkSharesExclusive), "fork"),
         Property::ForkSucceeds => ((design("linux-7.3"), design("fork-waits")), "fork"),
+        Property::ClaimSucceeds => ((design("linux-2021"), design("linux-7.3")), "two-devices"),
         Property::SelfRetry => ((design("filter-none"), design("linux-7.3")), "alone"),
         Property::Pins => ((design("filter-token"), design("pins-refused")), "pin"),
         Property::OwnFault => ((Design { filter: Filter::Thread, ..TOLD_APART }, TOLD_APART), "own-fault"),
@@ -85,20 +86,11 @@ fn an_invalidation_that_nobody_needs_is_counted() {
     assert_eq!(alone("thread-split-always"), Some(2), "and a split of nothing");
 }
 
-/// A process forks from the thread that claims, and a child looks on.
-const OWN_FORK: &[Program] = &[
-    Program { name: "device 0", role: Role::Device(0), ops: &[Op::DeviceAdd(0), Op::Fork, Op::DeviceAdd(0)] },
-    Program { name: "child", role: Role::Child, ops: &[Op::Load(0)] },
-];
-
 /// What notices a broken rule: a base that keeps it, a scenario, a property.
 fn noticed_by(mutant: Mutant) -> Option<(&'static str, Scenario, Property)> {
-    let own_fork = Scenario { name: "own-fork", programs: OWN_FORK, ..scenario("alone") };
     Some(match mutant {
         Mutant::Whole => return None,
-        // A device and its driver are one actor, so that a device never works while its own driver claims. What is left
-        // is what a driver's thread does besides, and a thread filter ignores.
-        Mutant::FilterKeepsMapping => ("filter-thread", own_fork, Property::Snapshot),
+        Mutant::FilterKeepsMapping => ("filter-thread", scenario("engine"), Property::Atomicity),
         Mutant::RetryBeforeMutex => ("linux-7.3", scenario("mprotect"), Property::Protected),
         Mutant::NoDrain => ("linux-7.3", scenario("reclaim"), Property::Atomicity),
         Mutant::NoCollisionWait => ("filter-token", scenario("dontneed"), Property::Zapped),

@@ -28,7 +28,7 @@ impl Turn<'_> {
         self.only()?;
         let design = self.kernel.design;
         match pc {
-            Pc::DeviceLoad => self.device_load(),
+            Pc::DeviceLoad => self.device_load()?,
             Pc::DeviceStore => self.device_store(),
             Pc::Insert => {
                 self.insert();
@@ -117,6 +117,9 @@ impl Turn<'_> {
                 let (device, Op::DeviceAdd(page)) = (self.device(), self.op()) else {
                     unreachable!("an operation's end")
                 };
+                if self.works_on(device, page.into()) {
+                    return None;
+                }
                 self.state.devices[device].table[usize::from(page)] = 0;
                 self.unlock(self.me().frame);
                 self.next_op();
@@ -135,17 +138,23 @@ impl Turn<'_> {
 
     // The device.
 
-    fn device_load(&mut self) {
-        let (device, Op::DeviceAdd(page)) = (self.device(), self.op()) else { unreachable!("the device adds") };
-        let Some(frame) = self.state.mapped(device, page.into()) else {
-            let first = self.kernel.first_of_claim();
-            self.goto(first);
-            return;
+    fn device_load(&mut self) -> Option<()> {
+        let (device, Op::DeviceAdd(page) | Op::Work(page)) = (self.device(), self.op()) else {
+            unreachable!("the device adds");
         };
-        self.device_access(page.into(), frame);
-        let value = self.state.value(frame);
-        let me = self.me_mut();
-        (me.frame, me.x, me.pc) = (frame, value, Pc::DeviceStore);
+        match self.state.mapped(device, page.into()) {
+            // The device orders its own engines' operations.
+            Some(_) if self.works_on(device, page.into()) => return None,
+            Some(frame) => {
+                self.device_access(page.into(), frame);
+                let value = self.state.value(frame);
+                let me = self.me_mut();
+                (me.frame, me.x, me.pc) = (frame, value, Pc::DeviceStore);
+            }
+            None if matches!(self.op(), Op::Work(_)) => self.next_op(),
+            None => self.goto(self.kernel.first_of_claim()),
+        }
+        Some(())
     }
 
     fn device_store(&mut self) {
@@ -160,6 +169,7 @@ impl Turn<'_> {
         self.state.set_value(frame, self.me().x + 1);
         self.count(frame);
         match (self.kernel.design.register, self.kernel.design.eager) {
+            _ if matches!(self.op(), Op::Work(_)) => self.next_op(),
             (Register::Never, _) => self.goto(Pc::Unmap),
             (_, true) => self.goto(Pc::Eager),
             (_, false) => self.next_op(),
@@ -225,6 +235,9 @@ impl Turn<'_> {
                     self.fail();
                     return Some(());
                 };
+                if self.locked(frame) {
+                    self.break_property(Property::ClaimSucceeds);
+                }
                 if self.locked(frame) || self.folio(frame) != frame {
                     self.fail();
                     return Some(());
@@ -254,7 +267,10 @@ impl Turn<'_> {
                     self.me_mut().frame = NOTHING;
                     self.goto(Pc::Gup);
                 }
-                Call::Range => self.fail(),
+                Call::Range => {
+                    self.break_property(Property::ClaimSucceeds);
+                    self.fail();
+                }
             }
             return;
         }
@@ -332,7 +348,9 @@ impl Turn<'_> {
 
     fn map(&mut self) {
         let device = self.device();
-        for page in self.claimed_pages() {
+        // A driver that keeps nothing beyond the folio lock maps nothing for a claim without an operation.
+        let keeps = self.kernel.design.register != Register::Never || matches!(self.op(), Op::DeviceAdd(_));
+        for page in self.claimed_pages().filter(|_| keeps) {
             // Two pages are claimed only where nothing copies them.
             let frame = if self.op() == Op::ClaimBoth { first_frame(page) } else { self.me().frame };
             self.state.devices[device].table[page] = frame + 1;
@@ -359,9 +377,6 @@ impl Turn<'_> {
             }
             Op::Claim(_) | Op::ClaimBoth | Op::ClaimTouching(_) => {
                 if self.kernel.design.register == Register::Never {
-                    // A claim without an operation, by a driver that keeps nothing beyond the lock.
-                    let device = self.device();
-                    self.state.devices[device].table = [0; PAGES];
                     self.unlock_all();
                 }
                 self.next_op();

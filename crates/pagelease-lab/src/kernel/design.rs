@@ -110,7 +110,7 @@ pub enum Mutant {
     ProtectSilently,
     /// A restore keeps the folio locked.
     RestoreKeepsLock,
-    /// fork waits for the folio lock, which the claim leaves locked when it starts again.
+    /// A claim that starts again does not give the folio lock back.
     RetryKeepsLock,
 }
 
@@ -246,7 +246,7 @@ pub const ALL: &[Design] = &[
     },
     Design {
         name: "filter-none",
-        who: "7.3 with a driver that counts every invalidation, as lib/test_hmm.c does",
+        who: "7.3 with a driver that counts every invalidation",
         questions: "Q1 Q8",
         filter: Filter::None,
         ..MAINLINE
@@ -393,6 +393,18 @@ pub const ALL: &[Design] = &[
         begin: Begin::UnderLock,
         residency: true,
         fork: Fork::RestoreFirst,
+        refuses_pinned: true,
+        ..MAINLINE
+    },
+    Design {
+        name: "all-mended-unlocked",
+        who: "all-mended, and the lock given up as soon as the claim returns: a driver may touch what it claims",
+        questions: "Q1 Q4",
+        begin: Begin::UnderLock,
+        residency: true,
+        fork: Fork::RestoreFirst,
+        unlock: Unlock::BeforeMap,
+        filter: Filter::Token,
         refuses_pinned: true,
         ..MAINLINE
     },

@@ -255,8 +255,11 @@ impl Turn<'_> {
 
     fn reclaim_lock(&mut self) {
         let Op::Reclaim(page) = self.op() else { unreachable!("only reclaim does this") };
-        match self.state.pte(0, page.into()).frame() {
-            Some(frame) if !self.locked(frame) => {
+        let pte = self.state.pte(0, page.into());
+        // In 2021 an exclusive page counted as not mapped: there was nothing to unmap, nor to notify of.
+        let unmapped = matches!(pte, Pte::Exclusive(_)) && self.kernel.design.call == Call::Range;
+        match pte.frame() {
+            Some(frame) if !self.locked(frame) && !self.pinned(frame) && !unmapped => {
                 self.state.set_lock(self.folio(frame), self.tag());
                 self.me_mut().frame = frame;
                 self.goto(Pc::ReclaimStart);

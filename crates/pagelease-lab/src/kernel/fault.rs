@@ -101,7 +101,7 @@ impl Turn<'_> {
                 if self.locked(frame) {
                     return None;
                 }
-                let writable = mm == 0 && self.state.prot[page] == Prot::Write;
+                let writable = mm == 0 && self.state.prot[page] == Prot::Write && !self.shared(mm, page, frame);
                 self.state.set_pte(mm, page, if writable { Pte::Rw(frame) } else { Pte::Ro(frame) });
                 self.fault_done();
             }

@@ -143,10 +143,10 @@ impl Turn<'_> {
         }
     }
 
-    fn works_on(&self, device: usize, page: usize) -> bool {
+    pub(super) fn works_on(&self, device: usize, page: usize) -> bool {
         let frame = self.state.mapped(device, page);
         self.state.actors.iter().zip(self.kernel.scenario.programs).any(|(actor, program)| {
-            matches!(program.role, Role::Device(own) if usize::from(own) == device)
+            matches!(program.role, Role::Device(own) | Role::Engine(own) if usize::from(own) == device)
                 && actor.pc == Pc::DeviceStore
                 && frame == Some(actor.frame)
         })
@@ -154,7 +154,8 @@ impl Turn<'_> {
 
     /// Whether the actor steps for `device`'s own claim: not for a touch that its thread makes besides.
     fn raised_by_claim_of(&self, device: usize) -> bool {
-        self.raised_by_thread_of(device) && !matches!(self.me().pc, Pc::OwnTouch | Pc::Eager)
+        let claims = matches!(self.op(), Op::DeviceAdd(_) | Op::Claim(_) | Op::ClaimBoth | Op::ClaimTouching(_));
+        self.raised_by_thread_of(device) && claims && !matches!(self.me().pc, Pc::OwnTouch | Pc::Eager)
     }
 
     fn raised_by_thread_of(&self, device: usize) -> bool {

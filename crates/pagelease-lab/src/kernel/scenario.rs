@@ -12,6 +12,8 @@ pub enum Op {
     Add(u8),
     /// A device's atomic add of one: a load, then a store. Its fault is the driver's claim.
     DeviceAdd(u8),
+    /// The same by a device's engine that does not wait for its driver: without a mapping it goes without.
+    Work(u8),
     /// The driver claims a page, mapped already or not.
     Claim(u8),
     /// The driver claims both pages in one go.
@@ -43,8 +45,10 @@ pub enum Role {
     Thread,
     /// A thread of the child: it does not run before fork has ended well.
     Child,
-    /// This device and its driver.
+    /// This device and its driver: the device waits while its driver claims.
     Device(u8),
+    /// A second engine of this device: it works while the driver claims.
+    Engine(u8),
 }
 
 /// An actor: a name, a role, a program.
@@ -186,6 +190,16 @@ pub const ALL: &[Scenario] = &[
             device(0, &[Op::ClaimBoth, Op::DeviceAdd(0), Op::DeviceAdd(1)]),
             device(1, &[Op::DeviceAdd(0)]),
             cpu("CPU 0", &[Op::Add(1)]),
+        ],
+        ..BASE
+    },
+    Scenario {
+        name: "engine",
+        what: "a device claims a page that it has while an engine of it works there, and a CPU adds",
+        programs: &[
+            device(0, &[Op::DeviceAdd(0), Op::Claim(0)]),
+            Program { name: "engine", role: Role::Engine(0), ops: &[Op::Work(0)] },
+            cpu("CPU 0", &[Op::Add(0)]),
         ],
         ..BASE
     },

@@ -251,7 +251,7 @@ impl Kernel {
             (Pc::Access, Op::Load(page)) => format!("load page {page}"),
             (Pc::Access, Op::Add(page)) => format!("add to page {page}"),
             (Pc::OwnTouch, _) => format!("add to page {}", turn.at_page()),
-            (Pc::DeviceLoad | Pc::DeviceStore, Op::DeviceAdd(page)) => format!("page {page}"),
+            (Pc::DeviceLoad | Pc::DeviceStore, Op::DeviceAdd(page) | Op::Work(page)) => format!("page {page}"),
             (Pc::ReadRetry, _) => {
                 let stale = before.devices[turn.device()].flags & super::state::STALE != 0;
                 if stale { "changed: start again".to_owned() } else { "unchanged".to_owned() }
@@ -299,6 +299,9 @@ impl Kernel {
                     "{who} cannot have the folio lock, which {} holds, and fork fails with ENOMEM.",
                     self.lock_holders(&before)
                 )
+            }
+            Property::ClaimSucceeds => {
+                format!("{who}'s claim is refused because somebody had the folio lock just then, and the device's operation is cancelled.")
             }
             Property::SelfRetry => {
                 format!(

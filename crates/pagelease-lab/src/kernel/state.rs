@@ -156,7 +156,7 @@ pub const CALLING: u8 = 1 << 7;
 #[derive(Copy, Clone, Debug, Eq, PartialEq, Ord, PartialOrd, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct State {
-    /// The properties that the last step broke, as bits.
+    /// The properties that the last step broke: the first sixteen, which all safety properties are among, as bits.
     pub broken: u16,
     ptes: [[u8; PAGES]; 2],
     /// The parent's mapping.

@@ -103,7 +103,7 @@ impl Turn<'_> {
     /// The device whose driver steps.
     pub(super) fn device(&self) -> usize {
         match self.role() {
-            Role::Device(device) => device.into(),
+            Role::Device(device) | Role::Engine(device) => device.into(),
             Role::Thread | Role::Child => unreachable!("only a device's actor does this"),
         }
     }
@@ -137,7 +137,8 @@ impl Turn<'_> {
             Property::Count if self.kernel.pins() => Property::Pins,
             other => other,
         };
-        self.state.broken = PropertySet::from_bits(self.state.broken).with(property.set()).bits();
+        let broken = PropertySet::from_bits(self.state.broken.into()).with(property.set());
+        self.state.broken = u16::try_from(broken.bits()).expect("what a step breaks is among the first sixteen");
     }
 
     /// The end of every step: a child that will never be; and, when all is done, the books.
@@ -328,6 +329,8 @@ impl Turn<'_> {
     /// Whether the mapping itself refuses the access: a real segmentation fault.
     pub(super) fn refused(&self, page: usize, write: bool) -> bool {
         match self.state.prot[page] {
+            // The child's mapping is a copy from before.
+            _ if self.mm() != 0 => false,
             Prot::Gone => true,
             Prot::Closing | Prot::Read => write,
             Prot::Write => false,
@@ -339,7 +342,7 @@ impl Turn<'_> {
         match (self.me().pc, self.op()) {
             (Pc::Gup, _) => (self.at_page(), true),
             (_, Op::Load(page)) => (page.into(), false),
-            (_, Op::Add(page) | Op::DeviceAdd(page) | Op::Claim(page) | Op::ClaimTouching(page) | Op::Pin(page)) => {
+            (_, Op::Add(page) | Op::DeviceAdd(page) | Op::Work(page) | Op::Claim(page) | Op::ClaimTouching(page) | Op::Pin(page)) => {
                 (page.into(), true)
             }
             // Restores before zap, write-protect or fork: the page that the walk is at.
