@@ -2,8 +2,9 @@
 # Every example runs, and checks what it shows.
 set -euo pipefail
 
-for file in crates/pagelease/examples/*.rs; do
+for file in crates/*/examples/*.rs; do
     example=$(basename "$file" .rs)
-    echo "--- $example"
-    cargo run --quiet --release --package pagelease --example "$example"
+    package=$(basename "$(dirname "$(dirname "$file")")")
+    echo "--- $package: $example"
+    cargo run --quiet --release --package "$package" --example "$example"
 done

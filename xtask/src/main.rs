@@ -37,7 +37,18 @@ fn test() -> Result<()> {
     cargo(&["test", "--workspace"], &[])?;
     // Another configuration of the same sources: a target folder of its own keeps both builds warm.
     cargo(
-        &["test", "--release", "--package", "pagelease", "--test", "schedules", "--test", "mutants", "--test", "histories"],
+        &[
+            "test",
+            "--release",
+            "--package",
+            "pagelease",
+            "--test",
+            "schedules",
+            "--test",
+            "mutants",
+            "--test",
+            "histories",
+        ],
         &[("RUSTFLAGS", "--cfg pagelease_shuttle"), ("CARGO_TARGET_DIR", "target/shuttle")],
     )
 }

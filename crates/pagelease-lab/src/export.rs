@@ -12,7 +12,7 @@ use std::sync::LazyLock;
 
 use pagelease_protocol::Access;
 
-use crate::case::{Case, ReplayError, Token};
+use crate::case::{ReplayError, Token};
 use crate::catalogue::{self, Unknown};
 use crate::pagelease::{Actor, Design, Faults, Op, Pagelease, Policy, Role, SCENARIOS, Scenario};
 
@@ -81,7 +81,7 @@ pub fn schedule(token: &Token) -> Result<String, ExportError> {
     let programs = programs(design, scenario)?;
     let model = Pagelease::new(design, scenario);
     let ended = Pagelease::new(design, with_leases_ended(scenario));
-    let steps = ended.to_the_end(&model.actions_along(&token.path.choices)?)?;
+    let steps = ended.brought_to_an_end(&model.actions_along(&token.path.choices)?)?;
     let names = names(scenario);
     let lines = ended.schedule(&steps, |actor| names[actor].clone())?;
     let mut text = String::new();
@@ -110,7 +110,8 @@ fn header(text: &mut String, token: &Token, design: Design, scenario: &Scenario)
         Policy::Eager => "eager",
     };
     let limit = if scenario.limited { "passes" } else { "never" };
-    writeln!(text, "# {}.", scenario.what)?;
+    let (first, rest) = scenario.what.split_at(1);
+    writeln!(text, "# {}{rest}.", first.to_uppercase())?;
     writeln!(text, "# Exported from the model: {token}")?;
     writeln!(text, "faults: {faults}\naccess: {access}\npolicy: {policy}\nlimit: {limit}\npages: {}", scenario.pages)
 }
@@ -156,6 +157,7 @@ fn programs(design: Design, scenario: &'static Scenario) -> Result<Vec<Option<St
                 (Op::DropView, _) => return Err(refuse("gives its view up")),
                 (Op::DropRegion, _) => return Err(refuse("drops the region")),
                 (Op::Pinned(_), _) => return Err(refuse("writes through a pin")),
+                (Op::Repeat | Op::Retry, _) => return Err(refuse("begins its program anew")),
             });
         }
         let idle = actor.role == Role::Monitor && design.faults == Faults::InThread;

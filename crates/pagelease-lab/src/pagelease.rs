@@ -11,8 +11,11 @@
 //!
 //! What is left out:
 //!
-//! - Time: minimum residency, spinning, the drain limit. The hold limit may pass at any moment, or never, as the scenario
-//!   says.
+//! - Time: spinning, the drain limit. The hold limit may pass at any moment, or never, as the scenario says. Minimum residency
+//!   is as long as it takes: a claim leaves a page that a touch has brought back alone until every thread that waited for it
+//!   has made its access. That is what the engine's times are chosen for, and no clock can promise it; so it is in force only
+//!   in the endless scenarios, which ask whether anybody can be starved. In all others a claim may come first, and nothing but
+//!   progress depends on it.
 //! - The neighbours that a touch in sequence brings along, the deputy, the bound of the list of parked touches, failures of
 //!   the kernel.
 //! - Weak memory: a drain's `membarrier` makes the worker's store and load as good as sequentially consistent.
@@ -240,14 +243,24 @@ impl Subject for Pagelease {
         let faulted = lane.trapped() != Trap::None || lane.f_pc() != Fp::None;
         let in_fault = if faulted { Property::FaultEnds.set() } else { PropertySet::NONE };
         let own = if lane.handler() == Handler::Running as u8 { Property::OwnFault.set() } else { PropertySet::NONE };
-        own.with(match self.op_of(state, actor) {
+        let owed = own.with(match self.op_of(state, actor) {
             Some(Op::Read(_) | Op::Add(_)) => in_fault.with(Property::Progress.set()),
             Some(Op::Claim { again: true, .. }) => Property::RepeatEnds.set(),
             Some(Op::Claim { .. }) => Property::ClaimEnds.set().with(Property::Progress.set()),
             Some(Op::Operate(_) | Op::End(_)) => Property::Progress.set(),
             Some(Op::DropView | Op::DropRegion) => Property::UnmapEnds.set(),
-            Some(Op::Pinned(_)) | None => PropertySet::NONE,
-        })
+            Some(Op::Pinned(_) | Op::Repeat | Op::Retry) | None => PropertySet::NONE,
+        });
+        // Of an endless scenario it is asked whether the others are starved, not whoever goes on for ever.
+        let ops = self.scenario.actors[actor].ops;
+        if ops.contains(&Op::Repeat) {
+            return PropertySet::NONE;
+        }
+        // Until the device has worked on the page, a program that tries again is owed that, whatever it is just doing.
+        if ops.contains(&Op::Retry) && lane.worked() == 0 && self.op_of(state, actor).is_some() {
+            return owed.with(Property::Progress.set());
+        }
+        owed
     }
 
     fn spurious(&self, before: &State, action: Action) -> u32 {

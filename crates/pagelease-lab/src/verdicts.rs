@@ -31,6 +31,7 @@ pub const QUESTIONS: &[Question] = &[
             ("begin-locked", &[Property::SelfRetry]),
             ("thread-unlock-early", &[Property::OwnFault]),
             ("token-unlock-early", &[Property::OwnFault]),
+            ("all-mended-unlocked", &[Property::OwnFault, Property::ClaimEnds]),
             ("pagelease", &[Property::SelfRetry, Property::OwnFault]),
         ],
     },
@@ -61,7 +62,8 @@ pub const QUESTIONS: &[Question] = &[
         rows: &[
             ("page-lock-only", &[Property::Atomicity, Property::Zapped, Property::Protected, Property::Count]),
             ("page-lock-restore", &[Property::Zapped, Property::Protected]),
-            ("linux-7.3", &[Property::Zapped, Property::Protected]),
+            ("linux-2021", &[Property::ClaimSucceeds]),
+            ("linux-7.3", &[Property::Zapped, Property::Protected, Property::ClaimSucceeds]),
         ],
     },
     Question {

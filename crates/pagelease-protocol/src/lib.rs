@@ -3,7 +3,8 @@
 //! A device is given exclusive access to pages of a process; a CPU touch takes them back. Who has a page is written in
 //! one 32-bit [`PageWord`] a granule, and every change of it is a function of this crate: it takes the word that was
 //! read, asserts what must be true of it, and returns the word to put in its place (by compare-and-swap) together with
-//! what the caller now owes. The functions are pure, so that a checker can call the very ones that the runtime runs.
+//! what the caller now owes. The functions are pure, and the protocol lab (`pagelease-lab`) calls the very ones that the
+//! runtime runs: what it explores is what ships.
 //!
 //! | file | what it decides |
 //! |---|---|

@@ -1,4 +1,4 @@
-//! Minimum residency: how long the CPU keeps a page that a touch has just brought back.
+//! Minimum residency: how long the CPU keeps a page that has just come back to it.
 //!
 //! Giving a page back does not run the thread that touched it. Woken by a monitor it needs some ten microseconds, from an
 //! idle CPU more than a hundred, and a device that claims in a loop takes the page away again in two: the touch would
@@ -9,9 +9,12 @@
 //! the same with a `timeslice_ms`.) One step is 16 microseconds when monitors serve, 8 when the touching thread serves
 //! itself and is running already: about what taking the page back and forth costs.
 //!
+//! A page that comes back without a touch, at the end of an eager lease or by a prefetch, has a minimum as well: a touch that
+//! arrives just then is answered by it, and would starve in the same way.
+//!
 //! A direct-mapped table of the pages that were touched last; one that falls out of it merely starts anew.
 
-use pagelease_protocol::PageIndex;
+use pagelease_protocol::{PageIndex, PageRange};
 use pagelease_sys::Errno;
 
 use crate::sync::{AtomicU64, Ordering, Table, now_ns};
@@ -49,12 +52,29 @@ impl Residency {
             return;
         }
         let now = now_ns();
-        let slot = self.slot(page);
-        let before = slot.load(Ordering::Relaxed);
+        let before = self.slot(page).load(Ordering::Relaxed);
         let fought_over = before >> 32 == u64::from(page.0) && before & STOLEN != 0;
-        let level = if fought_over { (level(before) + 1).min(LEVEL_MAX) } else { 0 };
-        slot.store(u64::from(page.0) << 32 | level << LEVEL_SHIFT | (now >> 10) & TIME, Ordering::Relaxed);
-        self.last_ns.store(now, Ordering::Relaxed);
+        self.keep(page, if fought_over { (level(before) + 1).min(LEVEL_MAX) } else { 0 }, now);
+    }
+
+    /// `pages` were given back without a touch that asked for it: by the end of an eager lease, or a prefetch. A touch that
+    /// came meanwhile may have been answered by that, and has not run yet; nothing tells. Each page keeps the minimum that it
+    /// had: a device that claims again what it gave back fights with nobody.
+    pub(crate) fn given_back(&self, pages: PageRange) {
+        if self.step_ns == 0 {
+            return;
+        }
+        let now = now_ns();
+        for page in pages.iter() {
+            let before = self.slot(page).load(Ordering::Relaxed);
+            self.keep(page, if before >> 32 == u64::from(page.0) { level(before) } else { 0 }, now);
+        }
+    }
+
+    fn keep(&self, page: PageIndex, level: u64, now_ns: u64) {
+        let state = u64::from(page.0) << 32 | level << LEVEL_SHIFT | (now_ns >> 10) & TIME;
+        self.slot(page).store(state, Ordering::Relaxed);
+        self.last_ns.store(now_ns, Ordering::Relaxed);
     }
 
     /// The time to look up pages by, if any page was brought back so lately that it matters.

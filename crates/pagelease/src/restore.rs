@@ -101,6 +101,7 @@ fn batch(region: &RegionCore, at: &mut u32, end: u32, of: Of, cause: Cause) -> O
         invalidate(region, owner, run, cause, Origin::default(), Who::Nobody);
         map_for_cpu(region, run, Mapped::Writable);
         region.space.stats.restores.add(u64::from(run.len()));
+        region.residency.given_back(run);
         for (page, &generation) in run.iter().zip(&generations) {
             region.update(page, |word| step::commit(word.unsigned(generation)));
         }

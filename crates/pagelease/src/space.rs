@@ -39,7 +39,8 @@ pub enum RestorePolicy {
     /// They stay with the device until the CPU or another device needs them.
     #[default]
     Lazy,
-    /// They go back to the CPU at once, in one system call a run.
+    /// They go back to the CPU at once, in one system call a run, and stay there for the minimum residency: a claim that comes
+    /// within some ten microseconds waits for it.
     Eager,
 }
 

@@ -51,8 +51,10 @@ impl Turn<'_> {
         if self.state.globals.closing() == 0 && (view == View::Absent || view == View::ReadOnly && write) {
             return false;
         }
-        if write {
-            let entry = &mut self.state.pages[at];
+        let counted = write && self.counts();
+        let entry = &mut self.state.pages[at];
+        entry.set_resident(entry.resident() & !(1 << self.me));
+        if counted {
             entry.set_value(entry.value() + 1);
             entry.set_made(entry.made() + 1);
         }
@@ -127,7 +129,9 @@ impl Turn<'_> {
         let idle = self.lane().f_pc() == Fp::None && self.model.scenario.actors[self.me].role == Role::Monitor;
         let word = self.word(page);
         let waits = word.waiters();
-        if !idle || !self.limited() || self.state.pages[usize::from(page)].note() == 0 || waits && !word.held() {
+        // One that is busy it would only park again.
+        let futile = waits && word.busy() && !word.held();
+        if !idle || !self.limited() || self.state.pages[usize::from(page)].note() == 0 || futile {
             return false;
         }
         if waits {

@@ -1,7 +1,7 @@
 //! The claim path, as the engine's `claim` has it: `chunk`, `take`, `prepare`, `commit`, `undo`, `wait`.
 //!
-//! Two pages are always one chunk; a chunk ends early at a page that is in the way. Minimum residency and spinning are timing,
-//! and left out.
+//! Two pages are always one chunk; a chunk ends early at a page that is in the way. Spinning is timing, and left out; minimum
+//! residency is in force in the endless scenarios, see the module.
 
 use pagelease_protocol::claim::{self as step, ClaimStep};
 use pagelease_protocol::hold::{self, Release};
@@ -13,6 +13,7 @@ use super::state::{Pc, Phase, Record, View, Why, owner, pages};
 use super::turn::{Note, Turn, broke, number, token, why};
 
 const BUSY: u32 = 1;
+const WAITERS: u32 = 2;
 
 impl Turn<'_> {
     /// The next step of a claim.
@@ -20,6 +21,13 @@ impl Turn<'_> {
         let lane = self.lane();
         match lane.pc() {
             Pc::Open => self.open(),
+            Pc::Reside => {
+                if self.is_resident(lane.cursor()) {
+                    return false;
+                }
+                self.go(Pc::Open);
+                self.says("claim::wait", Note::Page(lane.cursor(), "has been with the CPU for its time"))
+            }
             Pc::ReadBegin => self.read_begin(),
             Pc::Take => self.take(),
             Pc::Invalidate => self.invalidate_previous(),
@@ -137,7 +145,21 @@ impl Turn<'_> {
         if self.breaks(Mutant::NoJoin) && matches!(step, ClaimStep::Join(_)) && word.held() {
             return ClaimStep::Wait(Obstacle::Held);
         }
+        if self.breaks(Mutant::ClaimPastWaiter) && step == ClaimStep::Wait(Obstacle::Waiter) {
+            let alone = step::step(PageWord::from_bits(word.bits() & !WAITERS), owner(self.device()), access);
+            let still_waiting = |next: PageWord| PageWord::from_bits(next.bits() | WAITERS);
+            return match alone {
+                ClaimStep::Join(next) => ClaimStep::Join(still_waiting(next)),
+                ClaimStep::Take(next) => ClaimStep::Take(still_waiting(next)),
+                ClaimStep::Wait(obstacle) => ClaimStep::Wait(obstacle),
+            };
+        }
         step
+    }
+
+    /// Whether the page, which is the CPU's, has not been so for its minimum residency.
+    fn is_resident(&self, page: u8) -> bool {
+        self.word(page).owner().is_none() && self.state.pages[usize::from(page)].resident() != 0
     }
 
     /// One compare-and-swap: a page is made busy, or joined.
@@ -165,6 +187,17 @@ impl Turn<'_> {
                 return self.says("claim::blocked", Note::Page(page, note));
             }
         };
+        if self.is_resident(page) {
+            if self.record().entries() == 0 {
+                *self.record_mut() = Record::default();
+                self.lane_mut().set_record(0);
+                self.lane_mut().set_at(0);
+                self.go(Pc::Reside);
+            } else {
+                self.prepare();
+            }
+            return self.says("claim::blocked", Note::Page(page, "has just been brought back"));
+        }
         self.record_mut().add(page, taken);
         self.put(page, next);
         self.lane_mut().set_at(page + 1);
@@ -315,6 +348,7 @@ impl Turn<'_> {
     fn commit_word(&mut self, page: u8, word: PageWord) {
         let (.., access) = self.claim_op();
         let next = step::commit(word.unsigned(self.record().generation(page)), owner(self.device()), access);
+        let next = if self.breaks(Mutant::NoHold) { hold::break_hold(next).unwrap_or(next) } else { next };
         self.put_and_settle(page, next);
     }
 

@@ -24,9 +24,8 @@ pub enum Policy {
 
 /// A rule of the protocol that can be broken: one at a time, to show that a property can fail.
 ///
-/// The first seven are the engine's own (its `mutant` module), which has two more that no property here can see:
-/// `SkipGeneration` shortens a later hold, and a hold is for progress only; `ClaimPastWaiter` starves a touch only under
-/// claims without end, where minimum residency, which is timing, decides.
+/// The first eight are the engine's own (its `mutant` module), which has one more that no property here can see:
+/// `SkipGeneration` shortens a later hold, and a hold is for progress only.
 #[derive(Copy, Clone, Debug, Eq, PartialEq, Hash)]
 pub enum Mutant {
     /// A claim commits without looking whether an invalidation came in between.
@@ -43,6 +42,8 @@ pub enum Mutant {
     SkipPopulate,
     /// A claim ignores what its own thread raised, instead of what carries its token.
     FilterByThread,
+    /// A claim takes a page that a touch waits for.
+    ClaimPastWaiter,
     /// A claim ignores nothing: it hears of what it raised itself.
     NoFilter,
     /// A claim of a page that the device holds already waits for that hold.
@@ -62,6 +63,12 @@ pub enum Mutant {
     /// Who goes to sleep decides how long by what was in the way when it first looked, although it looks again before it
     /// sleeps.
     SleepByFirstLook,
+    /// A claim takes a page that a touch has just brought back, before the touching thread has made its access.
+    NoResidency,
+    /// The same, where it was not a touch that brought the page back but the end of an eager lease.
+    NoEagerResidency,
+    /// A claim ends without a hold: a touch takes the page at once.
+    NoHold,
 }
 
 impl Mutant {
@@ -74,6 +81,7 @@ impl Mutant {
         Self::ReleaseBeforeWord,
         Self::SkipPopulate,
         Self::FilterByThread,
+        Self::ClaimPastWaiter,
         Self::NoFilter,
         Self::NoJoin,
         Self::NoHandBack,
@@ -83,6 +91,9 @@ impl Mutant {
         Self::NoWakeOnClose,
         Self::NoHoldLimit,
         Self::SleepByFirstLook,
+        Self::NoResidency,
+        Self::NoEagerResidency,
+        Self::NoHold,
     ];
 }
 

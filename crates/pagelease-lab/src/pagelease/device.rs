@@ -27,11 +27,15 @@ impl Turn<'_> {
             Pc::Store => {
                 let loaded = self.lane().loaded();
                 self.lane_mut().set_loaded(0);
+                let counts = self.counts();
+                self.lane_mut().set_worked(u8::from(!counts));
                 self.go(Pc::Withdraw);
                 self.use_page(page);
-                let entry = &mut self.state.pages[at];
-                entry.set_value(loaded + 1);
-                entry.set_made(entry.made() + 1);
+                if counts {
+                    let entry = &mut self.state.pages[at];
+                    entry.set_value(loaded + 1);
+                    entry.set_made(entry.made() + 1);
+                }
                 self.says("device::store", Note::Page(page, ""))
             }
             Pc::Withdraw => {

@@ -119,7 +119,7 @@ impl Pagelease {
                 reads.add(Things::tables(mask));
                 reads.add(Things::values(mask));
             }
-            "invalidate::begin" | "invalidate::drain" => writes.add(Things::tables(mask)),
+            "invalidate::drain" => writes.add(Things::tables(mask)),
             "claim::map" => {
                 let record = before.records[usize::from(lane.record())];
                 writes.add(Things::tables(record.taken()));

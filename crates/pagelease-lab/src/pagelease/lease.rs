@@ -34,6 +34,21 @@ impl Turn<'_> {
             }
             Some(Op::DropView) => self.stop_view(),
             Some(Op::DropRegion) => self.drop_region(),
+            Some(Op::Repeat) => {
+                self.lane_mut().set_op(0);
+                self.says("program::repeat", Note::None)
+            }
+            Some(Op::Retry) => {
+                let lane = self.lane_mut();
+                let worked = lane.worked() == 1;
+                lane.set_worked(0);
+                if worked {
+                    lane.end_op();
+                } else {
+                    lane.set_op(0);
+                }
+                self.says("program::retry", Note::Text(if worked { "not needed" } else { "" }))
+            }
             Some(Op::Pinned(page)) => {
                 if (0..2).any(|device| self.operates(device, 1 << page, &[Pc::Store])) {
                     self.break_property(broke::PINS);

@@ -36,6 +36,9 @@ impl Turn<'_> {
                 self.says("invalidate::drain", Note::Pages(lane.run(), ""))
             }
             Pc::RsMap => {
+                if !self.breaks(Mutant::NoEagerResidency) {
+                    pages(lane.run()).for_each(|page| self.keep_resident(page));
+                }
                 self.map(lane.run());
                 self.go(Pc::RsCommit);
                 self.says("restore::map", Note::Pages(lane.run(), ""))

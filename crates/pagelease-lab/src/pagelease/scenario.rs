@@ -1,6 +1,8 @@
 //! Scenarios: who does what, each a small program.
 //!
-//! Programs are finite. Whatever goes round for ever is then the protocol's doing.
+//! Most programs are finite: whatever goes round for ever is then the protocol's doing. The **endless** ones repeat theirs, and
+//! ask whether what others do again and again keeps a touch, or a device's operation, from being made at all. There nothing is
+//! counted, so that the states stay finite, and minimum residency is in force.
 
 use pagelease_protocol::Access;
 
@@ -34,6 +36,10 @@ pub enum Op {
     DropRegion,
     /// Writes to a page through a pin that was taken long ago, past every mapping: a word that no device uses.
     Pinned(u8),
+    /// Goes back to the first.
+    Repeat,
+    /// Goes back to the first unless its device has been able to work on what it claimed.
+    Retry,
 }
 
 /// Who acts.
@@ -390,9 +396,49 @@ pub const SCENARIOS: &[Scenario] = &[
         limited: false,
         actors: &[device("device", 0, WORK), cpu("pin", &[Op::Pinned(0)]), MONITOR],
     },
+    Scenario {
+        name: "endless-claims",
+        what: "a device claims a page and works on it again and again, and a thread wants to add to it once",
+        pages: 1,
+        limited: false,
+        actors: &[
+            device("device", 0, &[claim(0, 1), Op::Operate(0), Op::End(0), Op::Repeat]),
+            cpu("thread", &[Op::Add(0)]),
+            MONITOR,
+        ],
+    },
+    Scenario {
+        name: "endless-holds",
+        what: "two threads of a device claim a page again and again, in turn, and a thread wants to add to it once",
+        pages: 1,
+        limited: false,
+        actors: &[
+            device("worker A", 0, &[claim(0, 1), Op::End(0), Op::Repeat]),
+            device("worker B", 0, &[claim(0, 1), Op::End(0), Op::Repeat]),
+            cpu("thread", &[Op::Add(0)]),
+            MONITOR,
+        ],
+    },
+    Scenario {
+        name: "endless-touches",
+        what: "a thread adds to a page again and again, and a device wants to work on it once",
+        pages: 1,
+        limited: false,
+        actors: &[
+            device("device", 0, &[claim(0, 1), Op::Operate(0), Op::End(0), Op::Retry]),
+            cpu("thread", &[Op::Add(0), Op::Repeat]),
+            MONITOR,
+        ],
+    },
 ];
 
 impl Scenario {
+    /// Whether a program goes round for ever.
+    #[must_use]
+    pub fn is_endless(&self) -> bool {
+        self.actors.iter().any(|actor| actor.ops.contains(&Op::Repeat))
+    }
+
     /// The scenario of this name.
     #[must_use]
     pub fn named(name: &str) -> Option<&'static Self> {

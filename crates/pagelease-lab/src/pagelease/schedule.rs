@@ -57,7 +57,7 @@ impl Pagelease {
     }
 
     /// The steps of a history that begins with `actions` and goes on to the end of every program.
-    pub(crate) fn to_the_end(&self, actions: &[Action]) -> Result<Vec<(State, Action)>, ExportError> {
+    pub(crate) fn brought_to_an_end(&self, actions: &[Action]) -> Result<Vec<(State, Action)>, ExportError> {
         let mut state = State::new();
         let mut steps = Vec::new();
         let mut possible = Vec::new();
@@ -105,8 +105,8 @@ fn lines(
     name: impl Fn(usize) -> String,
 ) -> Result<Vec<String>, Entangled> {
     let steps = without_idle_traps(steps);
-    let mut order = Order { bouts: bouts(model, &steps), marks: Vec::new(), done: Vec::new() };
-    order.marks = vec![Mark::New; order.bouts.len()];
+    let bouts = bouts(model, &steps);
+    let mut order = Order { marks: vec![Mark::New; bouts.len()], bouts, way: Vec::new(), done: Vec::new() };
     let mut lines = Vec::new();
     let run = |actor: usize| format!("{} runs", name(actor));
     for at in 0..order.bouts.len() {
@@ -143,6 +143,8 @@ enum Mark {
 struct Order {
     bouts: Vec<Bout>,
     marks: Vec<Mark>,
+    /// The bouts that are being put somewhere, each because of the one before.
+    way: Vec<usize>,
     done: Vec<usize>,
 }
 
@@ -151,19 +153,24 @@ impl Order {
     fn visit(&mut self, at: usize) -> Result<(), Entangled> {
         match self.marks[at] {
             Mark::Done => return Ok(()),
-            Mark::Open => {
-                let steps = &self.bouts[at].steps;
-                let (first, last) = (steps[0], steps[steps.len() - 1]);
-                return Err(Entangled { actor: self.bouts[at].actor, first, last });
-            }
+            Mark::Open => return Err(self.entangled(at)),
             Mark::New => self.marks[at] = Mark::Open,
         }
+        self.way.push(at);
         for index in 0..self.bouts[at].before.len() {
             self.visit(self.bouts[at].before[index])?;
         }
+        self.way.pop();
         self.marks[at] = Mark::Done;
         self.done.push(at);
         Ok(())
+    }
+
+    /// The bout must come before itself: the longest on the way round is to blame.
+    fn entangled(&self, at: usize) -> Entangled {
+        let round = self.way.iter().skip_while(|&&bout| bout != at).map(|&bout| &self.bouts[bout]);
+        let longest = round.max_by_key(|bout| bout.steps.len()).expect("it is on the way");
+        Entangled { actor: longest.actor, first: longest.steps[0], last: longest.steps[longest.steps.len() - 1] }
     }
 }
 

@@ -50,6 +50,13 @@ impl Pagelease {
             let value = format!("{} of {} increments", entry.value(), entry.made());
             add("memory", format!("page {page}"), value);
         }
+        for page in (0..self.scenario.pages).filter(|_| self.scenario.is_endless()) {
+            let resident = state.pages[usize::from(page)].resident();
+            let who: Vec<_> = (0..self.scenario.actors.len()).filter(|at| resident >> at & 1 == 1).collect();
+            let who = who.into_iter().map(|actor| self.name_of(actor)).collect::<Vec<_>>().join(", ");
+            let value = if who.is_empty() { "for nobody".to_owned() } else { format!("for {who}") };
+            add("residency", format!("page {page}"), value);
+        }
         for record in 0..RECORDS {
             add("records", format!("record {}", record + 1), self.record_text(state, record));
         }
@@ -209,6 +216,8 @@ impl Pagelease {
             (has(|op| matches!(op, Op::DropRegion)), &["region::close", "region::operations", "region::stop"]),
             (has(|op| matches!(op, Op::DropRegion)), &["region::closed", "claim::fail", "lease::close"]),
             (has(|op| matches!(op, Op::Pinned(_))), &["pin::access"]),
+            (has(|op| matches!(op, Op::Repeat)), &["program::repeat"]),
+            (has(|op| matches!(op, Op::Retry)), &["program::retry"]),
             (self.design.mutant == Some(Mutant::ReleaseBeforeWord), &["claim::release"]),
         ];
         let mut names: Vec<_> = occasions.iter().filter(|(on, _)| *on).flat_map(|(_, names)| *names).copied().collect();
@@ -304,5 +313,7 @@ fn op_text(op: Op) -> String {
         Op::DropView => "drops its view".to_owned(),
         Op::DropRegion => "drops the region".to_owned(),
         Op::Pinned(page) => format!("writes to page {page} through a pin"),
+        Op::Repeat => "begins anew".to_owned(),
+        Op::Retry => "begins anew if it could not work".to_owned(),
     }
 }

@@ -54,13 +54,15 @@ macro_rules! packed {
 
 packed! {
     /// A page, beside its word: how the CPU view maps it, whether it exists, whether a parked touch is noted for it, what
-    /// it holds, and the increments that were made.
+    /// it holds, the increments that were made, and for whose access a claim leaves it with the CPU (a mask of actors; the
+    /// monitor, which is the last, touches nothing).
     Page(u16) {
         view set_view: 0, 2;
         exists set_exists: 2, 1;
         note set_note: 3, 1;
         value set_value: 4, 4;
         made set_made: 8, 4;
+        resident set_resident: 12, 4;
     }
 }
 
@@ -104,6 +106,7 @@ packed! {
         f_saved set_f_saved: 53, 7;
         f_record set_f_record: 60, 2;
         f_committing set_f_committing: 62, 1;
+        worked set_worked: 63, 1;
     }
 }
 
@@ -208,7 +211,7 @@ codes! {
     Pc {
         Next,
         // A claim.
-        Open, ReadBegin, Take, Invalidate, Drain, Populate, Revoke, Committing, Map, Commit, CommitLate, Held, Wait,
+        Open, Reside, ReadBegin, Take, Invalidate, Drain, Populate, Revoke, Committing, Map, Commit, CommitLate, Held, Wait,
         Asleep, Refused, Undo, UndoDrain, UndoPut,
         // A device's operation.
         Check, Load, Store, Withdraw,
@@ -266,7 +269,7 @@ impl Lane {
 
     /// Forgets its registers, too: what means nothing must not tell states apart.
     pub(super) const fn end_service(&mut self) {
-        self.0 &= (1 << 33) - 1;
+        self.0 &= (1 << 63) | ((1 << 33) - 1);
     }
 
     /// Ends an operation: the next of the program.

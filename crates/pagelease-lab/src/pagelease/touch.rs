@@ -7,7 +7,7 @@ use pagelease_protocol::touch::{self, Service, TouchStep};
 use pagelease_protocol::{Cause, Obstacle, Origin, PageWord};
 
 use super::design::Mutant;
-use super::state::{BORROWED, Fp, NOBODY, NOW, Phase, RECORDS, Server, View};
+use super::state::{BORROWED, Fp, NOBODY, NOW, Phase, RECORDS, Server, Trap, View};
 use super::turn::{Note, Turn, number, signed_by_service, unsigned};
 
 impl Turn<'_> {
@@ -35,6 +35,7 @@ impl Turn<'_> {
                 self.says("invalidate::drain", here)
             }
             Fp::Map => {
+                self.keep_resident(page);
                 self.map(1 << page);
                 let next = if self.breaks(Mutant::RestoreBeforeInvalidate) && lane.f_committing() == 1 {
                     // Not yet told to let go: the mapping came first.
@@ -88,6 +89,22 @@ impl Turn<'_> {
             }
             Fp::Asleep => false,
             _ => self.borrow(page),
+        }
+    }
+
+    /// `residency.restored`, and `given_back`: the page has been with a device, and shall stay with the CPU until whoever waits for it now has
+    /// made its access.
+    pub(super) fn keep_resident(&mut self, page: u8) {
+        if !self.model.scenario.is_endless() || self.breaks(Mutant::NoResidency) || self.word(page).owner().is_none() {
+            return;
+        }
+        for (actor, lane) in self.state.lanes.iter().enumerate() {
+            let serves_itself = lane.f_pc() != Fp::None && lane.f_server() == Server::InThread as u8;
+            let waits = lane.trapped() != Trap::None || serves_itself;
+            if waits && self.access_of(actor).is_some_and(|(touched, _)| touched == page) {
+                let entry = &mut self.state.pages[usize::from(page)];
+                entry.set_resident(entry.resident() | 1 << actor);
+            }
         }
     }
 

@@ -111,6 +111,11 @@ impl<'a> Turn<'a> {
         self.model.scenario.limited && !self.breaks(Mutant::NoHoldLimit)
     }
 
+    /// Whether increments are counted: not where there is no end of them.
+    pub(super) fn counts(&self) -> bool {
+        !self.model.scenario.is_endless()
+    }
+
     pub(super) fn device_of(&self, actor: usize) -> Option<u8> {
         self.model.device_of(actor)
     }
