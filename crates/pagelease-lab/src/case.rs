@@ -77,7 +77,7 @@ pub enum ReplayError {
         possible: usize,
     },
     /// It goes back to a state that it is not in.
-    #[error("after its last step the history is not in the state that step {0} begins in: it is no loop")]
+    #[error("after its last step the history is not in the state that step {} begins in: it is no loop", .0 + 1)]
     NoLoop(usize),
 }
 
@@ -144,7 +144,7 @@ pub trait Named: Subject + Clone + Send + 'static {
 
     /// The step that has to fire for a safety property to be put to the test: where a device never stores, nothing that is
     /// said of its stores is worth anything.
-    fn needs(property: Property) -> Option<&'static str> {
+    fn needs(&self, property: Property) -> Option<&'static str> {
         let _ = property;
         None
     }
@@ -191,7 +191,7 @@ impl<S: Named> Case for S {
             }
         }
         let safety = self.judged().iter().filter(|property| property.kind() == Kind::Safety);
-        for property in safety.filter(|&property| S::needs(property).is_none_or(|step| fired.contains_key(step))) {
+        for property in safety.filter(|&property| self.needs(property).is_none_or(|step| fired.contains_key(step))) {
             tested = tested.with(property.set());
         }
         tested = tested.with(seen);

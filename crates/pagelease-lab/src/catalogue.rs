@@ -44,7 +44,7 @@ pub fn all() -> Vec<Entry> {
         let case = |scenario| Box::new(Pagelease::new(design, scenario)) as Box<dyn Case>;
         Entry {
             name: design.name(),
-            who: "ships: this project's runtime",
+            who: design.who(),
             questions: "all",
             cases: pagelease::SCENARIOS.iter().map(case).collect(),
             large: Vec::new(),

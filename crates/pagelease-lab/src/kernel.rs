@@ -252,7 +252,7 @@ impl Subject for Kernel {
             Pc::ForkRestore => design.fork != Fork::RestoreFirst,
             _ => false,
         };
-        let mut names: Vec<_> = Pc::ALL.iter().copied().filter(|&pc| !absent(pc)).map(Pc::name).collect();
+        let mut names: Vec<_> = Pc::ALL.iter().copied().filter(|&pc| !absent(pc)).map(|pc| self.name_of(pc)).collect();
         if design.register != Register::Never {
             names.push(show::CALLBACK);
         }
@@ -290,18 +290,19 @@ impl crate::case::Named for Kernel {
         symmetry::representative(state)
     }
 
-    fn needs(property: Property) -> Option<&'static str> {
-        match property {
+    fn needs(&self, property: Property) -> Option<&'static str> {
+        let step = match property {
             Property::Atomicity
             | Property::Count
             | Property::Zapped
             | Property::Protected
             | Property::Snapshot
-            | Property::Pins => Some(Pc::DeviceStore.name()),
-            Property::ForkSucceeds => Some(Pc::ForkCopy.name()),
-            Property::SelfRetry => Some(Pc::ReadRetry.name()),
-            Property::ClaimSucceeds => Some(Pc::ClaimLock.name()),
-            _ => None,
-        }
+            | Property::Pins => Pc::DeviceStore,
+            Property::ForkSucceeds => Pc::ForkCopy,
+            Property::SelfRetry => Pc::ReadRetry,
+            Property::ClaimSucceeds => Pc::ClaimLock,
+            _ => return None,
+        };
+        Some(self.name_of(step))
     }
 }

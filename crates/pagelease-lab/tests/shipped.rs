@@ -21,7 +21,7 @@ fn small() -> impl Iterator<Item = &'static Scenario> {
     SCENARIOS.iter().filter(|scenario| !LARGE.contains(&scenario.name))
 }
 
-/// What Stateright's own breadth-first search finds broken, each with the shortest history.
+/// What Stateright's own breadth-first search finds broken, each with a history.
 fn check(model: Pagelease) -> BTreeMap<&'static str, Vec<(State, Option<Action>)>> {
     let checker = model.checker().threads(2).spawn_bfs().join();
     checker.discoveries().into_iter().map(|(name, path)| (name, path.into_vec())).collect()
@@ -121,13 +121,8 @@ fn each_broken_rule_is_caught() {
         assert!(caught.contains(property.name()), "{mutant:?}, {faults:?}, {name}: {caught:?}");
     }
     // One is counted, and four starve somebody in an endless scenario.
-    let elsewhere = [
-        Mutant::NotifyAll,
-        Mutant::NoResidency,
-        Mutant::NoEagerResidency,
-        Mutant::ClaimPastWaiter,
-        Mutant::NoHold,
-    ];
+    let elsewhere =
+        [Mutant::NotifyAll, Mutant::NoResidency, Mutant::NoEagerResidency, Mutant::ClaimPastWaiter, Mutant::NoHold];
     let untested =
         |mutant: &&Mutant| !elsewhere.contains(mutant) && !table.iter().any(|(tested, ..)| tested == *mutant);
     assert_eq!(Mutant::ALL.iter().find(untested), None);

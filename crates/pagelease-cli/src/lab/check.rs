@@ -73,22 +73,29 @@ pub(super) fn show(
     let mut entry = catalogue::design(design).map_err(super::bad)?;
     if let Some(scenario) = scenario {
         entry.case(scenario).map_err(super::bad)?;
+        if entry.large.iter().any(|case| case.names().1 == scenario) {
+            return Err(super::bad(format!("{scenario} is too large to explore; sample it with --random SEED")).into());
+        }
         entry.cases.retain(|case| case.names().1 == scenario);
     }
     let table = check(std::slice::from_ref(&entry), super::threads(None))?;
     let row = &table.rows[0];
+    let place = scenario.map_or_else(|| "in every scenario".to_owned(), |scenario| format!("in {scenario}"));
     let token = match row.verdict(property) {
-        Verdict::Broken { token, .. } | Verdict::Counted { token, .. } => token,
+        Verdict::Broken { token, .. } => token,
+        Verdict::Counted { worst: Some(0), .. } => {
+            return nothing(&format!("{property} is 0 under {design} {place} ({} states)", row.states), format, output);
+        }
+        Verdict::Counted { token, .. } => token,
         Verdict::Holds => {
-            let what = format!(
-                "{property} holds under {design}, in all {} states of {} scenarios",
-                row.states,
-                entry.cases.len()
+            return nothing(
+                &format!("{property} holds under {design} {place} ({} states)", row.states),
+                format,
+                output,
             );
-            return nothing(&what, format);
         }
         Verdict::Untested => {
-            return nothing(&format!("no scenario of {design} puts {property} to the test"), format);
+            return nothing(&format!("{property} is not put to the test under {design} {place}"), format, output);
         }
     };
     let token: Token = token.parse().expect("the lab reads what it writes");
@@ -105,9 +112,9 @@ pub(super) fn show(
     Ok(ExitCode::SUCCESS)
 }
 
-/// There is no history: said, unless somebody waits for one in a format of its own.
-fn nothing(what: &str, format: Format) -> Result<ExitCode> {
-    if format != Format::Text {
+/// There is no history: said, unless somebody waits for one in a file or a format of its own.
+fn nothing(what: &str, format: Format, output: Option<&Path>) -> Result<ExitCode> {
+    if format != Format::Text || output.is_some() {
         return Err(BadInput::new(format!("{what}: there is no history to print as {}", format.name())).into());
     }
     writeln!(std::io::stdout().lock(), "{what}: there is no history to show")?;

@@ -17,6 +17,7 @@ use super::bad;
 
 /// What to sample.
 #[derive(clap::Args)]
+#[group(skip)]
 pub(super) struct Args {
     /// Sample random histories instead of exploring all: of the scenarios that are too large to explore, unless --scenario
     #[arg(long, value_name = "SEED")]
@@ -90,6 +91,9 @@ pub(super) fn merge(args: &Merge) -> Result<ExitCode> {
     for path in &args.files {
         let file = File::open(path).map_err(|error| bad(format!("cannot read {path:?}: {error}")))?;
         lines.extend(sample::read(&path.display().to_string(), BufReader::new(file)).map_err(bad)?);
+    }
+    if lines.is_empty() {
+        return Err(bad("there is no line to merge: did the shards print any?").into());
     }
     let lines = sample::merge_named(lines).map_err(bad)?;
     print(&lines, args.json)?;

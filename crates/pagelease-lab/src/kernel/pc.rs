@@ -62,7 +62,7 @@ steps! {
     /// The driver's loop begins.
     ReadBegin "mmu_interval_read_begin"
     /// The claim begins.
-    ClaimMmap "make_device_exclusive: mmap_read_lock"
+    ClaimMmap "driver: mmap_read_lock"
     /// Split: notify.
     SplitStart "__split_huge_pmd: mmu_notifier_invalidate_range_start"
     /// Split.

@@ -7,11 +7,12 @@ use pagelease_protocol::Cause;
 use crate::property::Property;
 use crate::subject::{Broken, Cell};
 
+use super::design::Call;
 use super::pc::Pc;
 use super::scenario::{Op, Role};
 use super::state::{
     ACTORS, CHILD, COPIES, CURRENT, DEFERRED, DEVICES, FRAMES, Frame, HUGE, NO_CHILD, ODD, PAGES, Prot, Pte, QUEUED,
-    REGISTERED, State, WINDOW, WRITER,
+    REGISTERED, STALE, State, WINDOW, WRITER,
 };
 use super::turn::Turn;
 use super::{Action, Kernel};
@@ -211,12 +212,24 @@ impl Kernel {
         Turn { kernel: self, state: *before, actor: action.actor.into(), choice: action.choice, spurious: 0 }
     }
 
+    /// The function that a step belongs to: the claim's had other names in 2021.
+    pub(super) fn name_of(&self, pc: Pc) -> &'static str {
+        match (self.design.call, pc) {
+            (Call::Range, Pc::Gup) => "get_user_pages_remote",
+            (Call::Range, Pc::ClaimLock) => "make_device_exclusive_range: trylock_page",
+            (Call::Range, Pc::ExclusiveStart) => "make_device_exclusive_range: mmu_notifier_invalidate_range_start",
+            (Call::Range, Pc::ExclusivePte) => "page_make_device_exclusive_one: set_pte_at",
+            (Call::Range, Pc::ExclusiveEnd) => "make_device_exclusive_range: mmu_notifier_invalidate_range_end",
+            (_, pc) => pc.name(),
+        }
+    }
+
     pub(super) fn step_name(&self, before: &State, action: Action) -> &'static str {
         let turn = self.turn_of(before, action);
         let me = turn.me();
         match (turn.calling(), me.fault) {
             (true, _) => CALLBACK,
-            (false, Pc::None) => me.pc.name(),
+            (false, Pc::None) => self.name_of(me.pc),
             (false, fault) => fault.name(),
         }
     }
@@ -247,13 +260,30 @@ impl Kernel {
             let counts = if turn.filtered(device, &event) { "does not count it" } else { "counts it" };
             return format!("device {device} {counts}");
         }
+        let next = || self.turn(before, action).map(|(next, _)| next);
+        let faults = || {
+            let faults = next().is_some_and(|next| next.actors[turn.actor].fault != Pc::None);
+            if faults { ": a fault" } else { "" }
+        };
         match (pc, turn.op()) {
-            (Pc::Access, Op::Load(page)) => format!("load page {page}"),
-            (Pc::Access, Op::Add(page)) => format!("add to page {page}"),
-            (Pc::OwnTouch, _) => format!("add to page {}", turn.at_page()),
+            (Pc::Access, Op::Load(page)) => format!("load page {page}{}", faults()),
+            (Pc::Access, Op::Add(page)) => format!("add to page {page}{}", faults()),
+            (Pc::OwnTouch, _) => format!("add to page {}{}", turn.at_page(), faults()),
+            (Pc::DeviceLoad, Op::DeviceAdd(page) | Op::Work(page))
+                if before.mapped(turn.device(), page.into()).is_none() =>
+            {
+                format!("page {page}: not mapped, a device fault")
+            }
+            (Pc::ExclusivePte, _) if next().is_some_and(|next| next.actors[turn.actor].x == me.x) => {
+                "the entry has changed: undo, look again".to_owned()
+            }
+            (Pc::ClaimLock, _) if next().is_some_and(|next| next.broken != 0) => {
+                "locked: the claim is refused".to_owned()
+            }
+            (Pc::ZapPte, _) => format!("page {}", me.x),
             (Pc::DeviceLoad | Pc::DeviceStore, Op::DeviceAdd(page) | Op::Work(page)) => format!("page {page}"),
             (Pc::ReadRetry, _) => {
-                let stale = before.devices[turn.device()].flags & super::state::STALE != 0;
+                let stale = before.devices[turn.device()].flags & STALE != 0;
                 if stale { "changed: start again".to_owned() } else { "unchanged".to_owned() }
             }
             (Pc::ZapMmap, op) => if op == Op::Munmap { "munmap" } else { "MADV_DONTNEED" }.to_owned(),
@@ -264,6 +294,14 @@ impl Kernel {
     }
 
     pub(super) fn say(&self, broken: &Broken<'_, Self>) -> String {
+        if broken.property == Property::Spurious && broken.loop_from.is_none() {
+            let count: u32 =
+                broken.steps.iter().map(|(before, action)| self.turn(before, *action).map_or(0, |(_, n)| n)).sum();
+            let plural = if count == 1 { "" } else { "s" };
+            return format!(
+                "{count} invalidation{plural} reached a device that had nothing mapped, and no claim that needed to know."
+            );
+        }
         let (before, action) = match (broken.steps.last(), broken.loop_from) {
             (Some(&(before, action)), None) => (before, action),
             (_, Some(from)) => return self.say_loop(broken, from),
@@ -283,10 +321,12 @@ impl Kernel {
             }
             Property::Pins => {
                 format!(
-                    "{who} writes through a pin that it took before the claim, between the load and the store of {other}'s operation: a claim looks at no pin."
+                    "{who} writes through its pin between the load and the store of {other}'s operation: a claim looks at no pin."
                 )
             }
-            Property::Count => "All is done, and an increment is missing: a store put back an old value.".to_owned(),
+            Property::Count => {
+                "All is done, and a page does not hold the increments that were made: one went elsewhere, or was overwritten.".to_owned()
+            }
             Property::Zapped => {
                 format!("{who} reaches a page that is no longer at that address: nothing took it from the device.")
             }
@@ -325,15 +365,28 @@ impl Kernel {
     fn say_loop(&self, broken: &Broken<'_, Self>, from: usize) -> String {
         let round = &broken.steps[from..];
         let actors: BTreeSet<_> = round.iter().map(|&(_, action)| self.name(action.actor.into())).collect();
-        let again = round.iter().any(|(before, action)| {
-            let turn = self.turn_of(before, *action);
-            turn.me().fault == Pc::None && turn.me().pc == Pc::ReadRetry
+        let found = |pc: Pc, what: &dyn Fn(&State, usize) -> bool| {
+            round.iter().any(|(before, action)| {
+                let me = self.turn_of(before, *action).me();
+                me.fault == Pc::None && me.pc == pc && what(before, action.actor.into())
+            })
+        };
+        let stale = found(Pc::ReadRetry, &|before, actor| {
+            matches!(self.scenario.programs[actor].role, Role::Device(device)
+                if before.devices[usize::from(device)].flags & STALE != 0)
         });
+        let maps = found(Pc::Map, &|_, _| true);
         let who = actors.into_iter().collect::<Vec<_>>().join(" and ");
-        if again {
+        if broken.property == Property::Spurious {
+            format!("{who}: an invalidation that nobody needs each time round, and it goes round for ever.")
+        } else if maps {
             format!(
-                "{who}: the claim finds its sequence number changed, starts again, and is back where it was after {} steps: for ever, \
-                 whoever else is scheduled.",
+                "{who}: each time round a claim ends well, and the page is taken away again before it is used; nobody gets to make \
+                 an access."
+            )
+        } else if stale {
+            format!(
+                "{who}: the claim finds its sequence number changed, starts again, and is back where it was after {} steps: for ever.",
                 round.len()
             )
         } else {

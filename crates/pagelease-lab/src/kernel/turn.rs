@@ -342,9 +342,15 @@ impl Turn<'_> {
         match (self.me().pc, self.op()) {
             (Pc::Gup, _) => (self.at_page(), true),
             (_, Op::Load(page)) => (page.into(), false),
-            (_, Op::Add(page) | Op::DeviceAdd(page) | Op::Work(page) | Op::Claim(page) | Op::ClaimTouching(page) | Op::Pin(page)) => {
-                (page.into(), true)
-            }
+            (
+                _,
+                Op::Add(page)
+                | Op::DeviceAdd(page)
+                | Op::Work(page)
+                | Op::Claim(page)
+                | Op::ClaimTouching(page)
+                | Op::Pin(page),
+            ) => (page.into(), true),
             // Restores before zap, write-protect or fork: the page that the walk is at.
             (_, _) => (usize::from(self.me().x), true),
         }

@@ -129,6 +129,25 @@ impl Design {
         all
     }
 
+    /// Which configuration it is, in one line.
+    #[must_use]
+    pub const fn who(self) -> &'static str {
+        match (self.faults, self.access, self.policy) {
+            (Faults::Monitor, Access::Exclusive, Policy::Lazy) => "ships: this project's runtime, as it is by default",
+            (Faults::Monitor, Access::Exclusive, Policy::Eager) => "ships: pages go back at the end of a lease",
+            (Faults::Monitor, Access::ExclusiveWrite, Policy::Lazy) => "ships: the CPU goes on reading",
+            (Faults::Monitor, Access::ExclusiveWrite, Policy::Eager) => "ships: the CPU goes on reading; pages go back",
+            (Faults::InThread, Access::Exclusive, Policy::Lazy) => "ships: a touching thread serves itself",
+            (Faults::InThread, Access::Exclusive, Policy::Eager) => "ships: it serves itself; pages go back",
+            (Faults::InThread, Access::ExclusiveWrite, Policy::Lazy) => {
+                "ships: it serves itself; the CPU goes on reading"
+            }
+            (Faults::InThread, Access::ExclusiveWrite, Policy::Eager) => {
+                "ships: it serves itself; the CPU goes on reading; pages go back"
+            }
+        }
+    }
+
     /// The name of the configuration in the catalogue. A broken rule is not part of it.
     #[must_use]
     pub const fn name(self) -> &'static str {
