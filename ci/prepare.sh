@@ -6,8 +6,12 @@ set -euo pipefail
 missing=()
 command -v cc >/dev/null || missing+=(gcc libc6-dev)
 command -v setpriv >/dev/null || missing+=(util-linux)
-command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null ||
+[ -n "${CHROMIUM:-}" ] || command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null ||
     missing+=(chromium)
+if [ ${#missing[@]} -gt 0 ] && [ "$(id -u)" -ne 0 ]; then
+    echo "ci: only root can install what is missing here: ${missing[*]}" >&2
+    exit 1
+fi
 if [ ${#missing[@]} -gt 0 ]; then
     apt-get update
     apt-get install --yes --no-install-recommends "${missing[@]}"

@@ -264,8 +264,8 @@ impl Table {
         let mut text = String::from(
             "ok    it holds in every history of every scenario\n\
              ✗16   broken; the shortest history has 16 steps\n\
-             ✗25∞  broken by a fair history of 25 steps that goes round for ever\n\
-             1/∞   counted: by one undisturbed operation, and in the worst history (∞: without bound)\n\
+             ✗25∞  broken by a fair history that goes round for ever: a shortest way in and a round, 25 steps\n\
+             1/∞   counted: in one undisturbed operation, and in the worst history, fair or not (∞: without bound)\n\
              -     no scenario of the design puts it to the test\n\n",
         );
         for property in Property::ALL {

@@ -83,7 +83,7 @@ pub const QUESTIONS: &[Question] = &[
         rows: &[
             ("restore-first", &[Property::Zapped, Property::Protected, Property::UnmapEnds]),
             ("page-lock-restore", &[Property::Zapped]),
-            ("late-restore", &[Property::Zapped]),
+            ("late-restore", &[Property::Zapped, Property::UnmapEnds]),
             ("late-checked-restore", &[Property::UnmapEnds]),
         ],
     },
@@ -93,6 +93,8 @@ pub const QUESTIONS: &[Question] = &[
             ("linux-7.3", &[Property::RepeatEnds, Property::Progress]),
             ("eager", &[Property::RepeatEnds, Property::SelfRetry, Property::Progress]),
             ("residency", &[Property::Progress]),
+            ("begin-locked", &[Property::Progress]),
+            ("all-mended", &[Property::Progress]),
             ("pagelease", &[Property::Progress]),
             ("pagelease-eager", &[Property::Progress]),
         ],

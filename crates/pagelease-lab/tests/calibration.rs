@@ -202,7 +202,7 @@ fn a_writable_page_is_claimed_in_one_pass() {
         assert!(matches!(passes(&kernel, 0), Most::Finite(1, _)), "{design}");
         let run = to_end(&kernel, kernel.init_states()[0], DEVICE);
         assert_eq!(run.last.pte(0, 0), Pte::Exclusive(0));
-        let exclusive = run.detail(&kernel, Pc::ExclusiveStart.name());
+        let exclusive = run.detail(&kernel, kernel.name_of(Pc::ExclusiveStart));
         assert_eq!(exclusive.as_deref(), Some("EXCLUSIVE, owner device 0"));
     }
 }
@@ -404,8 +404,11 @@ fn another_devices_claim_restores_first() {
             let told =
                 run.steps.iter().position(|(before, _)| before.mapped(0, 0).is_none()).expect("device 0 is told");
             assert!(at(Pc::RestoreStart.name()) < told && told <= at(Pc::RestorePte.name()), "{design}: {names:?}");
-            assert!(at(Pc::RestorePte.name()) < at(Pc::ExclusiveStart.name()), "{design}: {names:?}");
-            assert_eq!(run.detail(&kernel, Pc::ExclusiveStart.name()).as_deref(), Some("EXCLUSIVE, owner device 1"));
+            assert!(at(Pc::RestorePte.name()) < at(kernel.name_of(Pc::ExclusiveStart)), "{design}: {names:?}");
+            assert_eq!(
+                run.detail(&kernel, kernel.name_of(Pc::ExclusiveStart)).as_deref(),
+                Some("EXCLUSIVE, owner device 1")
+            );
             assert_eq!((exclusive(&run.last), run.last.mapped(0, 0)), (exclusive(&state), None), "{design}");
         }
     }
@@ -476,7 +479,7 @@ fn a_huge_page_is_split_with_a_clear_that_has_no_owner() {
             at(Pc::SplitStart.name()) < at(CALLBACK) && at(CALLBACK) < at(Pc::SplitPmd.name()),
             "{design}: {names:?}"
         );
-        assert!(at(Pc::SplitEnd.name()) < at(Pc::ExclusiveStart.name()), "{design}: {names:?}");
+        assert!(at(Pc::SplitEnd.name()) < at(kernel.name_of(Pc::ExclusiveStart)), "{design}: {names:?}");
     }
     // Since 2025 what comes after is of one page.
     let kernel = kernel("linux-7.3", "huge-page");

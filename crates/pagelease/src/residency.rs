@@ -10,9 +10,9 @@
 //! itself and is running already: about what taking the page back and forth costs.
 //!
 //! A page that comes back without a touch, at the end of an eager lease or by a prefetch, has a minimum as well: a touch that
-//! arrives just then is answered by it, and would starve in the same way.
+//! arrives just then is answered by it, and would starve in the same way. It halves each time, down to a step.
 //!
-//! A direct-mapped table of the pages that were touched last; one that falls out of it merely starts anew.
+//! A direct-mapped table of the pages that came back last; one that falls out of it has no minimum until it comes back again.
 
 use pagelease_protocol::{PageIndex, PageRange};
 use pagelease_sys::Errno;
@@ -48,33 +48,44 @@ impl Residency {
 
     /// A touch has brought `page` back. Signal-safe.
     pub(crate) fn restored(&self, page: PageIndex) {
-        if self.step_ns == 0 {
-            return;
+        if self.step_ns != 0 {
+            self.restored_at(page, now_ns());
         }
-        let now = now_ns();
+    }
+
+    fn restored_at(&self, page: PageIndex, now_ns: u64) {
         let before = self.slot(page).load(Ordering::Relaxed);
-        let fought_over = before >> 32 == u64::from(page.0) && before & STOLEN != 0;
-        self.keep(page, if fought_over { (level(before) + 1).min(LEVEL_MAX) } else { 0 }, now);
+        let fought_over = is_of(before, page) && before & STOLEN != 0;
+        self.keep(page, if fought_over { (level(before) + 1).min(LEVEL_MAX) << LEVEL_SHIFT } else { 0 }, now_ns);
+        self.last_ns.store(now_ns, Ordering::Relaxed);
     }
 
     /// `pages` were given back without a touch that asked for it: by the end of an eager lease, or a prefetch. A touch that
-    /// came meanwhile may have been answered by that, and has not run yet; nothing tells. Each page keeps the minimum that it
-    /// had: a device that claims again what it gave back fights with nobody.
+    /// came meanwhile may have been answered by that, and has not run yet; nothing tells.
     pub(crate) fn given_back(&self, pages: PageRange) {
-        if self.step_ns == 0 {
-            return;
-        }
-        let now = now_ns();
-        for page in pages.iter() {
-            let before = self.slot(page).load(Ordering::Relaxed);
-            self.keep(page, if before >> 32 == u64::from(page.0) { level(before) } else { 0 }, now);
+        if self.step_ns != 0 {
+            self.given_back_at(pages, now_ns());
         }
     }
 
-    fn keep(&self, page: PageIndex, level: u64, now_ns: u64) {
-        let state = u64::from(page.0) << 32 | level << LEVEL_SHIFT | (now_ns >> 10) & TIME;
-        self.slot(page).store(state, Ordering::Relaxed);
+    /// A page's minimum halves each time, so that a device which claims again what it gave back, and fights with nobody, comes
+    /// down to one step. What a touch has just brought back keeps its place in the table, and the first pages of a run that
+    /// is larger than the table theirs.
+    fn given_back_at(&self, pages: PageRange, now_ns: u64) {
+        for page in pages.iter() {
+            let before = self.slot(page).load(Ordering::Relaxed);
+            if is_of(before, page) {
+                self.keep(page, level(before).saturating_sub(1) << LEVEL_SHIFT | before & STOLEN, now_ns);
+            } else if before == 0 || age_ns(before, now_ns) >= self.step_ns << level(before) {
+                self.keep(page, 0, now_ns);
+            }
+        }
         self.last_ns.store(now_ns, Ordering::Relaxed);
+    }
+
+    fn keep(&self, page: PageIndex, state: u64, now_ns: u64) {
+        let state = u64::from(page.0) << 32 | state | (now_ns >> 10) & TIME;
+        self.slot(page).store(state, Ordering::Relaxed);
     }
 
     /// The time to look up pages by, if any page was brought back so lately that it matters.
@@ -91,10 +102,10 @@ impl Residency {
     pub(crate) fn wait_ns(&self, page: PageIndex, now_ns: u64) -> u64 {
         let slot = self.slot(page);
         let state = slot.load(Ordering::Relaxed);
-        if state >> 32 != u64::from(page.0) || state == 0 {
+        if !is_of(state, page) {
             return 0;
         }
-        let age_ns = ((now_ns >> 10).wrapping_sub(state) & TIME) << 10;
+        let age_ns = age_ns(state, now_ns);
         let minimum_ns = self.step_ns << level(state);
         if age_ns < 2 * minimum_ns {
             slot.store(state | STOLEN, Ordering::Relaxed);
@@ -105,4 +116,84 @@ impl Residency {
 
 fn level(state: u64) -> u64 {
     state >> LEVEL_SHIFT & 0b111
+}
+
+/// Whether a slot is about `page`.
+fn is_of(state: u64, page: PageIndex) -> bool {
+    state != 0 && state >> 32 == u64::from(page.0)
+}
+
+/// How long ago the page of a slot came back.
+fn age_ns(state: u64, now_ns: u64) -> u64 {
+    ((now_ns >> 10).wrapping_sub(state) & TIME) << 10
+}
+
+#[cfg(all(test, not(pagelease_shuttle)))]
+mod tests {
+    use super::*;
+
+    const STEP: u64 = 16 << 10;
+    const PAGE: PageIndex = PageIndex(7);
+
+    fn residency() -> Residency {
+        Residency::new(STEP).expect("memory for the table")
+    }
+
+    fn pages(start: u32, end: u32) -> PageRange {
+        PageRange::new(start, end).expect("not empty")
+    }
+
+    /// Claims the page as soon as it may be had, and has it touched at once, `times` over; the time at the end.
+    fn fight(residency: &Residency, times: u32) -> u64 {
+        let mut now = 1 << 30;
+        for _ in 0..times {
+            residency.restored_at(PAGE, now);
+            now += residency.wait_ns(PAGE, now);
+            assert_eq!(residency.wait_ns(PAGE, now), 0, "it waited long enough");
+        }
+        now
+    }
+
+    #[test]
+    fn the_minimum_grows_while_a_page_is_fought_over() {
+        let residency = residency();
+        let now = fight(&residency, 10);
+        residency.restored_at(PAGE, now);
+        assert_eq!(residency.wait_ns(PAGE, now), STEP << LEVEL_MAX);
+    }
+
+    #[test]
+    fn a_device_that_fights_with_nobody_waits_one_step() {
+        let residency = residency();
+        let mut now = fight(&residency, 10);
+        for _ in 0..=LEVEL_MAX {
+            residency.given_back_at(pages(7, 8), now);
+            now += residency.wait_ns(PAGE, now);
+        }
+        residency.given_back_at(pages(7, 8), now);
+        assert_eq!(residency.wait_ns(PAGE, now), STEP);
+    }
+
+    #[test]
+    fn what_is_given_back_stays_and_a_touch_after_it_raises_the_minimum() {
+        let residency = residency();
+        residency.given_back_at(pages(7, 8), 1 << 30);
+        assert_eq!(residency.wait_ns(PAGE, 1 << 30), STEP);
+        residency.given_back_at(pages(7, 8), (1 << 30) + STEP);
+        residency.restored_at(PAGE, (1 << 30) + 2 * STEP);
+        assert_eq!(
+            residency.wait_ns(PAGE, (1 << 30) + 2 * STEP),
+            STEP << 1,
+            "it was claimed soon after it was given back"
+        );
+    }
+
+    #[test]
+    fn a_large_run_drives_out_nothing_that_a_touch_has_just_brought_back() {
+        let residency = residency();
+        residency.restored_at(PAGE, 1 << 30);
+        residency.given_back_at(pages(1000, 1000 + 4 * 256), (1 << 30) + 1024);
+        assert_eq!(residency.wait_ns(PAGE, (1 << 30) + 1024), STEP - 1024);
+        assert_eq!(residency.wait_ns(PageIndex(1000), (1 << 30) + 1024), STEP);
+    }
 }

@@ -101,7 +101,10 @@ fn batch(region: &RegionCore, at: &mut u32, end: u32, of: Of, cause: Cause) -> O
         invalidate(region, owner, run, cause, Origin::default(), Who::Nobody);
         map_for_cpu(region, run, Mapped::Writable);
         region.space.stats.restores.add(u64::from(run.len()));
-        region.residency.given_back(run);
+        // Whose view or region goes away claims nothing again.
+        if cause != Cause::Release {
+            region.residency.given_back(run);
+        }
         for (page, &generation) in run.iter().zip(&generations) {
             region.update(page, |word| step::commit(word.unsigned(generation)));
         }

@@ -213,7 +213,8 @@ impl Kernel {
     }
 
     /// The function that a step belongs to: the claim's had other names in 2021.
-    pub(super) fn name_of(&self, pc: Pc) -> &'static str {
+    #[must_use]
+    pub fn name_of(&self, pc: Pc) -> &'static str {
         match (self.design.call, pc) {
             (Call::Range, Pc::Gup) => "get_user_pages_remote",
             (Call::Range, Pc::ClaimLock) => "make_device_exclusive_range: trylock_page",
@@ -275,7 +276,12 @@ impl Kernel {
                 format!("page {page}: not mapped, a device fault")
             }
             (Pc::ExclusivePte, _) if next().is_some_and(|next| next.actors[turn.actor].x == me.x) => {
-                "the entry has changed: undo, look again".to_owned()
+                let why = match before.pte(0, turn.at_page()) {
+                    _ if turn.huge() => "the mapping is huge",
+                    Pte::Rw(frame) if frame == me.frame && turn.pinned(frame) => "the folio is pinned",
+                    _ => "the entry has changed",
+                };
+                format!("{why}: undo, look again")
             }
             (Pc::ClaimLock, _) if next().is_some_and(|next| next.broken != 0) => {
                 "locked: the claim is refused".to_owned()
