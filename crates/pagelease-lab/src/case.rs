@@ -239,7 +239,7 @@ impl<S: Named> Case for S {
         if let Some(from) = path.loop_from.filter(|&from| states.get(from) != Some(&last)) {
             return Err(ReplayError::NoLoop(from));
         }
-        let property = property.or_else(|| self.broken_by(path, &states));
+        let property = property.or_else(|| broken_by(self, path, &states));
         let sentence = property.map_or_else(String::new, |property| {
             self.explain(&Broken { property, steps: &steps, last, loop_from: path.loop_from })
         });
@@ -341,26 +341,22 @@ impl<S: Subject> Model for Whole<S> {
 
 /// What a history breaks: the first of what its last step breaks, or else of what it leaves owed to one actor, at its end or
 /// all the way round.
-trait Breaks: Subject {
-    fn broken_by(&self, path: &Path, states: &[Self::State]) -> Option<Property> {
-        let last = states.last()?;
-        if let (Some(property), None) = (self.broken(last).iter().next(), path.loop_from) {
-            return Some(property);
-        }
-        let for_ever = match path.loop_from {
-            Some(from) => &states[from..],
-            None if self.next_steps(last).is_empty() => &states[states.len() - 1..],
-            None => return None,
-        };
-        let owed = (0..self.actors().len()).flat_map(|actor| {
-            let all = for_ever.iter().map(|state| self.owed(state, actor));
-            all.reduce(|owed, here| owed.both(here)).unwrap_or_default().iter().collect::<Vec<_>>()
-        });
-        owed.min()
+fn broken_by<S: Subject>(subject: &S, path: &Path, states: &[S::State]) -> Option<Property> {
+    let last = states.last()?;
+    if let (Some(property), None) = (subject.broken(last).iter().next(), path.loop_from) {
+        return Some(property);
     }
+    let for_ever = match path.loop_from {
+        Some(from) => &states[from..],
+        None if subject.next_steps(last).is_empty() => &states[states.len() - 1..],
+        None => return None,
+    };
+    let owed = (0..subject.actors().len()).flat_map(|actor| {
+        let all = for_ever.iter().map(|state| subject.owed(state, actor));
+        all.reduce(PropertySet::both).unwrap_or_default().iter().collect::<Vec<_>>()
+    });
+    owed.min()
 }
-
-impl<S: Subject> Breaks for S {}
 
 fn places<M: Model>(graph: &Graph<M>, way: &[usize]) -> Vec<u8> {
     let (mut at, mut places): (Node, Vec<u8>) = (0, Vec::with_capacity(way.len()));

@@ -10,11 +10,9 @@
 use std::fmt::Write;
 use std::sync::LazyLock;
 
-use pagelease_protocol::Access;
-
 use crate::case::{ReplayError, Token};
 use crate::catalogue::{self, Unknown};
-use crate::pagelease::{Actor, Design, Faults, Op, Pagelease, Policy, Role, SCENARIOS, Scenario};
+use crate::pagelease::{Actor, Design, Faults, Op, Pagelease, Role, SCENARIOS, Scenario};
 
 /// Why a history cannot be told to the real engine.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -97,18 +95,7 @@ pub fn schedule(token: &Token) -> Result<String, ExportError> {
 }
 
 fn header(text: &mut String, token: &Token, design: Design, scenario: &Scenario) -> std::fmt::Result {
-    let faults = match design.faults {
-        Faults::Monitor => "monitor",
-        Faults::InThread => "in-thread",
-    };
-    let access = match design.access {
-        Access::Exclusive => "exclusive",
-        Access::ExclusiveWrite => "exclusive-write",
-    };
-    let policy = match design.policy {
-        Policy::Lazy => "lazy",
-        Policy::Eager => "eager",
-    };
+    let (faults, access, policy) = design.words();
     let limit = if scenario.limited { "passes" } else { "never" };
     let (first, rest) = scenario.what.split_at(1);
     writeln!(text, "# {}{rest}.", first.to_uppercase())?;

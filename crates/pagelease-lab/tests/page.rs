@@ -3,7 +3,6 @@
 //! A copy of the page gets two scripts: one before the page's own that collects errors, and one behind it that presses keys and
 //! writes down what the page shows. The browser prints the document that comes out, and the test compares.
 
-#[path = "../src/render/samples.rs"]
 mod samples;
 
 use std::env;

@@ -1,6 +1,5 @@
 //! Every format says the same of a history, in its own form, and keeps to that form whatever the names contain.
 
-#[path = "../src/render/samples.rs"]
 mod samples;
 
 use pagelease_lab::history::{History, StepView};

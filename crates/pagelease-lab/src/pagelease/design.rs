@@ -163,6 +163,23 @@ impl Design {
         }
     }
 
+    /// What was chosen: who serves a fault, what claims ask for, what the end of a lease does. In the words of a history file.
+    pub(crate) const fn words(self) -> (&'static str, &'static str, &'static str) {
+        let faults = match self.faults {
+            Faults::Monitor => "monitor",
+            Faults::InThread => "in-thread",
+        };
+        let access = match self.access {
+            Access::Exclusive => "exclusive",
+            Access::ExclusiveWrite => "exclusive-write",
+        };
+        let policy = match self.policy {
+            Policy::Lazy => "lazy",
+            Policy::Eager => "eager",
+        };
+        (faults, access, policy)
+    }
+
     /// The configuration of this name.
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
@@ -182,18 +199,7 @@ impl Design {
 
 impl fmt::Display for Design {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let faults = match self.faults {
-            Faults::Monitor => "monitor",
-            Faults::InThread => "in-thread",
-        };
-        let access = match self.access {
-            Access::Exclusive => "exclusive",
-            Access::ExclusiveWrite => "exclusive-write",
-        };
-        let policy = match self.policy {
-            Policy::Lazy => "lazy",
-            Policy::Eager => "eager",
-        };
+        let (faults, access, policy) = self.words();
         write!(f, "pagelease {faults} {access} {policy}")?;
         match self.mutant {
             Some(mutant) => write!(f, " {mutant:?}"),

@@ -1,14 +1,12 @@
 //! Running a scenario under many schedules, or under the one that failed.
 
-use std::any::Any;
-use std::cell::RefCell;
-use std::panic::{self, AssertUnwindSafe, catch_unwind};
-use std::sync::Once;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::{fmt, thread};
 
 use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
 use shuttle::{Config, FailurePersistence, MaxSteps, Runner};
 
+use super::panics;
 use super::world::Setting;
 
 /// What happens in a world, and which settings it makes sense in.
@@ -77,33 +75,16 @@ impl Scenario {
         effort: Effort,
         persistence: FailurePersistence,
     ) -> Result<(), String> {
-        note_panics();
+        panics::note();
         let run = self.run;
         // In a thread of its own: a failed execution is left where it failed, and leaves its thread unwinding.
         let explorer = thread::spawn(move || {
             let runner = Runner::new(schedules.scheduler(effort.seed, effort.iterations), config(persistence));
             let explored = catch_unwind(AssertUnwindSafe(|| runner.run(move || run(setting))));
-            explored.map(drop).map_err(|payload| FIRST_PANIC.take().unwrap_or_else(|| message(&*payload)))
+            explored.map(drop).map_err(|payload| panics::first(&*payload))
         });
-        explorer.join().unwrap_or_else(|payload| Err(message(&*payload)))
+        explorer.join().unwrap_or_else(|payload| Err(panics::message(&*payload)))
     }
-}
-
-thread_local! {
-    /// What the first panic of this explorer said. (`shuttle` says only that there was one.)
-    static FIRST_PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
-}
-
-/// Has every panic noted by the explorer that it is of.
-fn note_panics() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let before = panic::take_hook();
-        panic::set_hook(Box::new(move |info| {
-            FIRST_PANIC.with_borrow_mut(|first| _ = first.get_or_insert_with(|| message(info.payload())));
-            before(info);
-        }));
-    });
 }
 
 /// How every execution is run.
@@ -116,9 +97,4 @@ pub(crate) fn config(persistence: FailurePersistence) -> Config {
     // What is on the stack of a failed thread are leases and regions, whose destructors would work on a broken engine.
     config.ungraceful_shutdown_config.immediately_return_on_panic = true;
     config
-}
-
-fn message(payload: &(dyn Any + Send)) -> String {
-    let text = payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref::<&str>().copied());
-    text.unwrap_or("a panic").to_owned()
 }

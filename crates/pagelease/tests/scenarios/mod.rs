@@ -10,6 +10,7 @@ pub(crate) mod claims;
 pub(crate) mod endings;
 pub(crate) mod explore;
 pub(crate) mod own_thread;
+pub(crate) mod panics;
 pub(crate) mod software;
 pub(crate) mod touches;
 pub(crate) mod world;

@@ -60,6 +60,8 @@
 
 mod direct;
 mod history;
+#[path = "../../scenarios/panics.rs"]
+mod panics;
 mod parse;
 mod record;
 mod run;

@@ -1,10 +1,8 @@
 //! Running the engine under a director.
 
-use std::any::Any;
-use std::cell::RefCell;
-use std::panic::{self, AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, Once};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use pagelease::sim::observe_words;
@@ -12,6 +10,7 @@ use shuttle::{Config, FailurePersistence, MaxSteps, Runner};
 
 use super::direct::{Director, Plan, Shared, lock, stuck};
 use super::history::{History, Step};
+use super::panics;
 use super::stage::Stage;
 use super::world::enact;
 
@@ -28,7 +27,7 @@ pub(crate) fn follow(history: &History) -> Result<(), String> {
 
 /// Has the engine take the steps that the plan says; returns them.
 pub(super) fn direct(history: &History, plan: Plan) -> Result<Vec<Step>, String> {
-    note_panics();
+    panics::note();
     let history = history.clone();
     // In a thread of its own: a failed execution is left where it failed, and leaves its thread unwinding.
     let executor = thread::spawn(move || {
@@ -42,7 +41,7 @@ pub(super) fn direct(history: &History, plan: Plan) -> Result<Vec<Step>, String>
             (Some(failure), _) => Err(failure),
             (None, Ok(_)) => Ok(core::mem::take(&mut stage.done)),
             (None, Err(payload)) => {
-                let message = FIRST_PANIC.take().unwrap_or_else(|| message(&*payload));
+                let message = panics::first(&*payload);
                 Err(if message.starts_with("deadlock!") {
                     stuck(&stage, "it is blocked, and so are all")
                 } else if message.starts_with("exceeded max_steps") {
@@ -53,7 +52,7 @@ pub(super) fn direct(history: &History, plan: Plan) -> Result<Vec<Step>, String>
             }
         }
     });
-    executor.join().unwrap_or_else(|payload| Err(message(&*payload)))
+    executor.join().unwrap_or_else(|payload| Err(panics::message(&*payload)))
 }
 
 fn config() -> Config {
@@ -65,25 +64,4 @@ fn config() -> Config {
     // What is on the stack of a failed thread are leases and regions, whose destructors would work on a broken engine.
     config.ungraceful_shutdown_config.immediately_return_on_panic = true;
     config
-}
-
-thread_local! {
-    /// What the first panic of this execution said. (`shuttle` says only that there was one.)
-    static FIRST_PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
-}
-
-fn note_panics() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let before = panic::take_hook();
-        panic::set_hook(Box::new(move |info| {
-            FIRST_PANIC.with_borrow_mut(|first| _ = first.get_or_insert_with(|| message(info.payload())));
-            before(info);
-        }));
-    });
-}
-
-fn message(payload: &(dyn Any + Send)) -> String {
-    let text = payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref::<&str>().copied());
-    text.unwrap_or("a panic").to_owned()
 }
