@@ -16,7 +16,13 @@
 //! | `drain` | what does taking a page from a working device cost? |
 //! | `sequence` | what does reading a claimed buffer in order cost a page? |
 //! | `scale` | does size matter? |
+//! | `mprotect` | the same as `touch`, where pages are closed by `mprotect` |
 //! | `peer` | how does it compare with `mprotect` and SIGSEGV for the whole allocation? |
+//! | `policy` | when should a device give pages back, for which pattern of accesses? |
+//! | `thrash` | what is got done while CPU and device fight over one page? |
+//! | `moves` | (`move`) what does carrying the program's own pages cost beyond `UFFDIO_MOVE`? |
+//! | `huge` | the same for whole huge pages; and how much faster is that than small ones? |
+//! | `fork` | what does managed memory cost a program that forks? |
 //!
 //! # JSON
 //!
@@ -35,16 +41,23 @@
 //! time (a count, bytes), both times are `null`. Where there is no goal, `goal` and `met` are.
 
 mod bare;
+mod carried;
 mod cpus;
 mod drain;
 mod figure;
+mod fork;
 mod handoff;
+mod huge;
 mod managed;
+mod moves;
+mod mprotect;
 mod peer;
+mod policy;
 mod repeat;
 mod scale;
 mod sequence;
 mod stats;
+mod thrash;
 mod touch;
 
 use std::io::Write;
@@ -67,6 +80,9 @@ pub(crate) struct Args {
     /// Take a sixth of the samples
     #[arg(long)]
     quick: bool,
+    /// Be one of the two programs that `fork` compares: for itself to use
+    #[arg(long, value_enum, hide = true)]
+    fork_side: Option<fork::Side>,
 }
 
 #[derive(Copy, Clone, Debug, Eq, PartialEq, clap::ValueEnum)]
@@ -83,8 +99,20 @@ enum Bench {
     Sequence,
     /// A claim's cost a page from 64 pages to 1 Mi, and a region of 1 TiB
     Scale,
+    /// A CPU touch on the mprotect backend, against a bare SIGSEGV handler
+    Mprotect,
     /// CPU and device on the same memory, against mprotect and SIGSEGV
     Peer,
+    /// Each restore policy on four patterns of accesses, against the better of lazy and eager
+    Policy,
+    /// CPU threads and a device on 8 words of one page: adaptive, against lazy
+    Thrash,
+    /// 1024 pages of the program's own memory there and back, against bare UFFDIO_MOVE
+    Move,
+    /// 64 MiB of the program's own memory in huge pages there and back, against bare UFFDIO_MOVE
+    Huge,
+    /// A fork with 1 GiB managed, against one with none
+    Fork,
 }
 
 /// What each bench is given.
@@ -109,7 +137,13 @@ impl Bench {
             Self::Drain => drain::run(setup),
             Self::Sequence => sequence::run(setup),
             Self::Scale => scale::run(setup),
+            Self::Mprotect => mprotect::run(setup),
             Self::Peer => peer::run(setup),
+            Self::Policy => policy::run(setup),
+            Self::Thrash => thrash::run(setup),
+            Self::Move => moves::run(setup),
+            Self::Huge => huge::run(setup),
+            Self::Fork => fork::run(setup),
         }
     }
 
@@ -125,7 +159,13 @@ impl Bench {
             Self::Drain => "drain",
             Self::Sequence => "sequence",
             Self::Scale => "scale",
+            Self::Mprotect => "mprotect",
             Self::Peer => "peer",
+            Self::Policy => "policy",
+            Self::Thrash => "thrash",
+            Self::Move => "move",
+            Self::Huge => "huge",
+            Self::Fork => "fork",
         }
     }
 
@@ -142,6 +182,9 @@ impl Bench {
 /// When something could not be measured. A goal that was missed is no error.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let setup = Setup { cpus: Cpus::take()?, quick: args.quick };
+    if let Some(side) = args.fork_side {
+        return fork::serve(side, &setup);
+    }
     let benches = if args.benches.is_empty() { Bench::all() } else { &args.benches[..] };
     let mut out = std::io::stdout();
     let mut all = Vec::new();

@@ -10,11 +10,15 @@
 //! to show: the exit code is 0, whatever was lost. (There, the device pauses a little between load and store, as on a slow
 //! bus, so that it shows on a small file.) In exclusive mode, a difference is exit code 1.
 //!
+//! The table can be in memory of any kind that the runtime manages (`--memory`), taken from the CPU in any way that serves it
+//! (`--backend`); what was in force is in the report.
+//!
 //! The reference is counted last, when the file is in the page cache: the comparison of times never flatters the device.
 //! What `--json` prints is a contract, in docs/JSON.md.
 //!
 //! | file | what it does |
 //! |---|---|
+//! | `table` | the memory that the table is in, and which combinations make sense |
 //! | `unit` | what is counted: bytes or pairs |
 //! | `input`, `shrunk` | the file: checked, mapped a window at a time; what if it shrinks meanwhile |
 //! | `split` | the queue of chunks |
@@ -29,23 +33,26 @@ mod output;
 mod report;
 mod shrunk;
 mod split;
+mod table;
 mod unit;
 
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pagelease::software::SoftwareConfig;
-use pagelease::{Faults, RestorePolicy, Space};
+use pagelease::{RestorePolicy, Space, SpaceError};
 use pagelease_sys::thread;
+use pagelease_sys::uffd::{Features, OpenError};
 
 use crate::failure;
 use input::Input;
 use output::Output;
 use report::{Report, Words};
+use table::{Backend, Memory, Plan, Table};
 use unit::Unit;
 
 /// More threads than that are a slip of the finger.
@@ -74,9 +81,15 @@ pub(crate) struct Args {
     /// Whether the device claims the pages it works on
     #[arg(long, value_enum, default_value_t)]
     mode: Mode,
-    /// Who serves the CPU's touch of a page that the device has
+    /// Who serves the CPU's touch of a page that the device has [default: monitor; with mprotect, in-thread]
+    #[arg(long, value_enum)]
+    faults: Option<FaultsArg>,
+    /// The memory that the table is in
     #[arg(long, value_enum, default_value_t)]
-    faults: FaultsArg,
+    memory: Memory,
+    /// How pages are taken from the CPU
+    #[arg(long, value_enum, default_value_t)]
+    backend: Backend,
     /// When pages go back to the CPU
     #[arg(long, value_enum, default_value_t)]
     policy: Policy,
@@ -107,12 +120,11 @@ enum Mode {
     Racy,
 }
 
-#[derive(Copy, Clone, Default, ValueEnum)]
+#[derive(Copy, Clone, ValueEnum)]
 enum FaultsArg {
     /// Threads of the runtime's
-    #[default]
     Monitor,
-    /// The touching thread itself, in its SIGBUS handler
+    /// The touching thread itself, in its signal handler
     InThread,
 }
 
@@ -123,6 +135,8 @@ enum Policy {
     Lazy,
     /// As soon as the device is done with them
     Eager,
+    /// Page by page as one of the two, by what became of the page before; and both sides keep one that they fight over
+    Adaptive,
 }
 
 /// Counts, checks, and prints what happened.
@@ -130,10 +144,12 @@ enum Policy {
 /// # Errors
 /// The input is bad ([`failure::BadInput`]), or the machine cannot do it.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let plan = Plan::new(args)?;
     let input = Input::open(&args.file)?;
     let output = args.out.as_deref().map(|path| Output::open(path, &input)).transpose()?;
     shrunk::install().context("the SIGBUS handler cannot be installed")?;
-    let space = space(args)?;
+    let space = space(args, plan)?;
+    let table = Table::make(&space, plan.memory, args.unit.values() * size_of::<u64>())?;
     let config = match args.device {
         Device::Software => {
             let exclusive = matches!(args.mode, Mode::Exclusive);
@@ -142,7 +158,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     };
 
     let progress = progress(&input);
-    let shared = count::shared(&space, &input, args.unit, args.cpu_threads, config, &progress);
+    let shared = count::shared(&space, &table.region, &input, args.unit, args.cpu_threads, config, &progress);
     // A failure may be due to the change, and the change is what can be remedied.
     input.check_unchanged()?;
     let shared = shared?;
@@ -154,7 +170,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if let Some(output) = output {
         output.write(&shared.counts.counters)?;
     }
-    let report = Report::new(args.mode, &space, &shared.counts, &reference);
+    let report = Report::new((args.mode, plan.memory), table.backend(), &space, &shared.counts, &reference);
     let text = if args.json {
         serde_json::to_string_pretty(&report)? + "\n"
     } else {
@@ -166,23 +182,29 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::FAILURE)
 }
 
-fn space(args: &Args) -> Result<Space> {
-    let faults = match args.faults {
-        FaultsArg::Monitor => Faults::Monitor,
-        FaultsArg::InThread => {
-            let blocked = thread::threads_blocking(libc::SIGBUS).unwrap_or_default();
-            ensure!(
-                blocked.is_empty(),
-                "SIGBUS was blocked when the program was started, but --faults in-thread needs it; use --faults monitor"
-            );
-            Faults::InThread
-        }
-    };
+fn space(args: &Args, plan: Plan) -> Result<Space> {
+    if let Some((signal, name)) = plan.signal() {
+        let blocked = thread::threads_blocking(signal).unwrap_or_default();
+        let remedy = if args.backend == Backend::Mprotect { "--backend minor" } else { "--faults monitor" };
+        ensure!(
+            blocked.is_empty(),
+            "{name} was blocked when the program was started, but serving touches in-thread needs it; use {remedy}"
+        );
+    }
     let policy = match args.policy {
         Policy::Lazy => RestorePolicy::Lazy,
         Policy::Eager => RestorePolicy::Eager,
+        Policy::Adaptive => RestorePolicy::Adaptive,
     };
-    Ok(Space::builder().faults(faults).restore(policy).build()?)
+    let space = Space::builder().faults(plan.faults).restore(policy);
+    match plan.backend.map_or(space, |backend| space.backend(backend)).build() {
+        Err(SpaceError::Userfaultfd(OpenError::Missing { missing: Features::RWP, .. })) => {
+            bail!(
+                "--backend rwprotect needs userfaultfd RWP of Linux 7.3, which this kernel lacks; use another, or leave it out"
+            )
+        }
+        space => Ok(space?),
+    }
 }
 
 /// A bar for both counts, on a terminal.

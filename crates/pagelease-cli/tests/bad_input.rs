@@ -46,7 +46,7 @@ fn arguments_that_make_no_sense() {
         (&["--device", "gpu"], &["gpu", "--device", "software"]),
         (&["--mode", "fast"], &["fast", "exclusive", "racy"]),
         (&["--faults", "none"], &["none", "monitor", "in-thread"]),
-        (&["--policy", "never"], &["never", "lazy", "eager"]),
+        (&["--policy", "never"], &["never", "lazy", "eager", "adaptive"]),
         (&["--unit", "word"], &["word", "byte", "pair"]),
         (&["--jsn"], &["--jsn", "--json"]),
     ] {

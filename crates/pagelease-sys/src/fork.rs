@@ -7,6 +7,8 @@
 //!
 //! The page is made once and stays for the life of the process. A child's own children are children.
 //!
+//! Whoever must do something before or after a fork registers with [`at_fork`], which libc's `fork` alone calls.
+//!
 //! Signal-safe: [`in_child`].
 
 use core::ptr::null_mut;
@@ -49,6 +51,22 @@ pub fn in_child() -> bool {
     !byte.is_null() && unsafe { &*byte }.load(Relaxed) == 0
 }
 
+/// Has `prepare` called before each `fork` from now on, and `parent` after it in the parent (`pthread_atfork`); in the
+/// child, nothing. The forking thread calls them. Other libraries' handlers run too: `prepare` before those that were
+/// registered earlier, `parent` after them. Registered twice, they are called twice, and they cannot be taken back: a
+/// library that contains them must stay loaded. `clone` and `vfork` call nobody.
+///
+/// # Errors
+///
+/// `NOMEM`: no memory.
+pub fn at_fork(prepare: extern "C" fn(), parent: extern "C" fn()) -> Result<(), Errno> {
+    // SAFETY: both can be called at any time, by any thread: they are safe functions.
+    match unsafe { libc::pthread_atfork(Some(prepare), Some(parent), None) } {
+        0 => Ok(()),
+        number => Err(Errno::from_raw_os_error(number)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,6 +93,36 @@ mod tests {
         }
         assert_eq!(status_of(child), 0, "the child, and its child, say so too");
         assert!(!in_child());
+    }
+
+    #[test]
+    fn the_parent_is_told_before_and_after_and_the_child_is_not() {
+        use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
+        static BEFORE: AtomicU32 = AtomicU32::new(0);
+        static AFTER: AtomicU32 = AtomicU32::new(0);
+        static THREAD: AtomicU32 = AtomicU32::new(0);
+        // Other tests fork too: only this thread's forks count.
+        extern "C" fn before() {
+            if THREAD.load(SeqCst) == crate::thread::tid_uncached() {
+                assert_eq!(BEFORE.fetch_add(1, SeqCst), AFTER.load(SeqCst));
+            }
+        }
+        extern "C" fn after() {
+            if THREAD.load(SeqCst) == crate::thread::tid_uncached() {
+                AFTER.fetch_add(1, SeqCst);
+            }
+        }
+        THREAD.store(crate::thread::tid_uncached(), SeqCst);
+        at_fork(before, after).unwrap();
+        for round in 1..=2 {
+            // SAFETY: the child makes no call that is not signal-safe, and does not return.
+            let child = unsafe { libc::fork() };
+            if child == 0 {
+                exit((BEFORE.load(SeqCst), AFTER.load(SeqCst)) != (round, round - 1));
+            }
+            assert_eq!(status_of(child), 0);
+            assert_eq!((BEFORE.load(SeqCst), AFTER.load(SeqCst)), (round, round));
+        }
     }
 
     fn exit(failed: bool) -> ! {

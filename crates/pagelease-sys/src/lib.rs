@@ -5,14 +5,15 @@
 //! | module | what it wraps |
 //! |---|---|
 //! | [`span`] | a checked, page-aligned range of addresses: the argument of everything else |
-//! | [`uffd`] | userfaultfd: opening, registering, `UFFDIO_CONTINUE`, `UFFDIO_WRITEPROTECT`, reading faults |
-//! | [`mem`] | mappings, memfd, `madvise`, `process_madvise` on oneself, covering a page with a copy |
+//! | [`uffd`] | userfaultfd: opening, registering, filling, moving and protecting pages, reading faults and events |
+//! | [`mem`] | mappings, memfd, `madvise`, `mprotect`, `mremap`, covering a page with a copy; what is mapped where |
+//! | [`mod@file`] | what kind of file a descriptor is of, and how long it is |
 //! | [`barrier`] | `membarrier`, private expedited |
 //! | [`event`] | a doorbell that wakes whoever polls, and `poll` for two |
 //! | [`futex`] | waiting on a 32-bit word, waking its waiters |
-//! | [`thread`] | thread ids, the monotonic clock, signal masks |
-//! | [`signal`] | one SIGBUS handler a process, chaining to the one before it |
-//! | [`mod@fork`] | am I a forked child? answered by one load |
+//! | [`thread`] | thread ids, stacks, the monotonic clock, signal masks |
+//! | [`signal`] | one handler a process of SIGBUS and SIGSEGV, chaining to the one before it |
+//! | [`mod@fork`] | am I a forked child? answered by one load; what to do before and after a fork |
 //!
 //! # What a signal handler may call
 //!
@@ -30,9 +31,11 @@ compile_error!("pagelease runs on Linux, on x86-64 and aarch64");
 
 pub mod barrier;
 pub mod event;
+pub mod file;
 pub mod fork;
 pub mod futex;
 pub mod mem;
+mod request;
 pub mod signal;
 pub mod span;
 pub mod thread;

@@ -1,6 +1,7 @@
-//! Threads: who am I, what time is it, which signals does a thread block.
+//! Threads: who am I, where is my stack, what time is it, which signals does a thread block.
 //!
-//! Signal-safe: [`tid_uncached`], [`pointer()`], [`monotonic_ns`], [`yield_now`] and [`sleep`]. The others are not.
+//! Signal-safe: [`tid_uncached`], [`pointer()`], [`monotonic_ns`], [`yield_now`], [`sleep`] and
+//! [`has_alternate_stack`]. The others are not.
 
 use core::cell::Cell;
 use core::marker::PhantomData;
@@ -70,6 +71,33 @@ pub fn sleep(duration: Duration) {
     let request = Timespec::try_from(duration).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 });
     // Interrupted is fine, and nothing else can happen to a well-formed time.
     let _ = rustix::thread::nanosleep(&request);
+}
+
+/// The calling thread's stack: its first address, and the first one past it; for the main thread, what it may grow to.
+/// `None` when libc does not know. **Not signal-safe**: it may allocate, and read `/proc/self/maps`.
+pub fn stack() -> Option<(usize, usize)> {
+    let mut attributes = MaybeUninit::<libc::pthread_attr_t>::uninit();
+    // SAFETY: the pointer is to room for attributes, and the thread is this one.
+    if unsafe { libc::pthread_getattr_np(libc::pthread_self(), attributes.as_mut_ptr()) } != 0 {
+        return None;
+    }
+    let (mut start, mut len) = (core::ptr::null_mut(), 0);
+    // SAFETY: the attributes were filled in, and are destroyed once; the pointers are to room for both answers.
+    let failed = unsafe {
+        let failed = libc::pthread_attr_getstack(attributes.as_ptr(), &raw mut start, &raw mut len);
+        libc::pthread_attr_destroy(attributes.as_mut_ptr());
+        failed
+    };
+    (failed == 0).then(|| (start.addr(), start.addr() + len))
+}
+
+/// Whether the calling thread has an alternate signal stack (`sigaltstack`). Signal-safe.
+pub fn has_alternate_stack() -> bool {
+    let mut stack = MaybeUninit::<libc::stack_t>::uninit();
+    // SAFETY: nothing is changed, and the pointer is to room for the answer.
+    let asked = unsafe { libc::sigaltstack(core::ptr::null(), stack.as_mut_ptr()) };
+    // SAFETY: the call succeeded, so it filled in the answer.
+    asked == 0 && unsafe { stack.assume_init() }.ss_flags & libc::SS_DISABLE == 0
 }
 
 /// The signals that the CPU raises for what a thread does itself. To block one does not keep it away: the kernel kills
@@ -189,6 +217,48 @@ mod tests {
         sleep(Duration::from_millis(2));
         yield_now();
         assert!(monotonic_ns() - begin >= 2_000_000);
+    }
+
+    #[test]
+    fn a_stack_holds_its_locals_and_is_a_threads_own() {
+        let bounds = || {
+            let local = 0;
+            let (start, end) = stack().unwrap();
+            let address = (&raw const local).addr();
+            assert!((start..end).contains(&address), "{start:#x} {address:#x} {end:#x}");
+            (start, end)
+        };
+        let (mine, other) = (bounds(), std::thread::spawn(bounds).join().unwrap());
+        assert_eq!(mine, bounds());
+        assert!(other.1 <= mine.0 || mine.1 <= other.0, "{mine:x?} {other:x?}");
+    }
+
+    #[test]
+    fn an_alternate_stack_is_noticed() {
+        extern "C" fn answers(_: *mut libc::c_void) -> *mut libc::c_void {
+            let before = has_alternate_stack();
+            let mut room = vec![0u8; 1 << 16];
+            let stack = libc::stack_t { ss_sp: room.as_mut_ptr().cast(), ss_flags: 0, ss_size: room.len() };
+            let none = libc::stack_t { ss_flags: libc::SS_DISABLE, ..stack };
+            // SAFETY: the room outlives its use as a stack, which ends with the second call.
+            let between = unsafe {
+                assert_eq!(libc::sigaltstack(&raw const stack, core::ptr::null_mut()), 0);
+                let between = has_alternate_stack();
+                assert_eq!(libc::sigaltstack(&raw const none, core::ptr::null_mut()), 0);
+                between
+            };
+            let right = !before && between && !has_alternate_stack();
+            core::ptr::without_provenance_mut(right.into())
+        }
+        // Not a thread of std's, which gives each an alternate stack.
+        let (mut thread, mut right) = (0, core::ptr::null_mut());
+        // SAFETY: the pointers are to room for the answers, and the thread is joined once.
+        unsafe {
+            assert_eq!(libc::pthread_create(&raw mut thread, core::ptr::null(), answers, core::ptr::null_mut()), 0);
+            assert_eq!(libc::pthread_join(thread, &raw mut right), 0);
+        }
+        assert_eq!(right.addr(), 1);
+        assert!(std::thread::spawn(has_alternate_stack).join().unwrap());
     }
 
     #[test]

@@ -1,32 +1,24 @@
 //! The SIGBUS handler: serving faults in the touching thread, and passing on what is not ours.
-//!
-//! A handler is the process's, and some of these processes are to die. So each test runs its body in a process of its
-//! own: this program again, told to run that one test (see [`scenario`]).
 
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, ExitStatus};
-use std::ptr::null_mut;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
 
 use pagelease_sys::mem::{self, Mapping};
-use pagelease_sys::signal::{BUS_ADRERR, BusFault, install_sigbus, sigbus_is_ours};
+use pagelease_sys::signal::{self, BUS_ADRERR, Fault, Signal};
 use pagelease_sys::uffd::{ContinueMode, Features, RegisterMode, Uffd};
 use pagelease_sys::{Errno, Span, page_size};
 
-/// In the test's own process: runs `body`, and ends the process well if it returns. Otherwise: starts that process, and
-/// returns how it ended.
-fn scenario(test: &str, body: fn()) -> ExitStatus {
-    const VARIABLE: &str = "PAGELEASE_SCENARIO";
-    if std::env::var(VARIABLE).is_ok_and(|name| name == test) {
-        let no_core = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-        // SAFETY: the pointer is to a limit.
-        unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const no_core) };
-        body();
-        std::process::exit(0);
-    }
-    let this = std::env::current_exe().unwrap();
-    Command::new(this).args([test, "--exact", "--nocapture"]).env(VARIABLE, test).status().unwrap()
+use scenario::{by_hand, errno, is_blocked, scenario, set_errno, word};
+
+mod scenario;
+
+fn install(handler: signal::Handler) {
+    signal::install(Signal::Bus, handler).unwrap();
+}
+
+fn is_ours() -> bool {
+    signal::is_ours(Signal::Bus).unwrap()
 }
 
 /// A touch of a page past the end of a file: a SIGBUS that is not userfaultfd's. Growing the file serves it.
@@ -60,45 +52,7 @@ impl Truncated {
     }
 }
 
-/// The first word of a span, which stays mapped.
-fn word(span: Span) -> &'static AtomicU64 {
-    // SAFETY: mapped for the life of the process, aligned, and only ever used as an atomic.
-    unsafe { &*span.as_ptr().cast::<AtomicU64>() }
-}
-
-/// Installs `handler` for `signal`, by hand.
-fn by_hand(signal: i32, handler: usize, flags: i32, masked: &[i32]) {
-    // SAFETY: zeroes are a valid sigaction, and the pointers are to live ones.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        (action.sa_sigaction, action.sa_flags) = (handler, flags);
-        for masked in masked {
-            libc::sigaddset(&raw mut action.sa_mask, *masked);
-        }
-        assert_eq!(libc::sigaction(signal, &raw const action, null_mut()), 0);
-    }
-}
-
-fn is_blocked(signal: i32) -> bool {
-    // SAFETY: the pointers are to a set.
-    unsafe {
-        let mut mask: libc::sigset_t = std::mem::zeroed();
-        libc::pthread_sigmask(libc::SIG_BLOCK, null_mut(), &raw mut mask);
-        libc::sigismember(&raw const mask, signal) == 1
-    }
-}
-
-fn set_errno(value: i32) {
-    // SAFETY: this thread's errno.
-    unsafe { *libc::__errno_location() = value }
-}
-
-fn errno() -> i32 {
-    // SAFETY: this thread's errno.
-    unsafe { *libc::__errno_location() }
-}
-
-fn refuse(_: &BusFault) -> bool {
+fn refuse(_: &Fault) -> bool {
     false
 }
 
@@ -109,12 +63,12 @@ static ADDRESS: AtomicUsize = AtomicUsize::new(0);
 /// 0 for a read, 1 for a write, -1 for unknown.
 static WRITE: AtomicI32 = AtomicI32::new(-2);
 
-fn serve(fault: &BusFault) -> bool {
+fn serve(fault: &Fault) -> bool {
     SERVED.fetch_add(1, SeqCst);
     ADDRESS.store(fault.address, SeqCst);
     WRITE.store(fault.write.map_or(-1, i32::from), SeqCst);
     set_errno(libc::EXDEV);
-    assert_eq!(fault.code, BUS_ADRERR);
+    assert_eq!((fault.code, fault.fetch), (BUS_ADRERR, false));
     let (uffd, page) = (UFFD.get().unwrap(), Span::page_of(fault.address).unwrap());
     match uffd.continue_pages(page, ContinueMode::empty()).error {
         None => true,
@@ -153,7 +107,7 @@ fn assert_write(expected: bool) {
 fn a_touch_is_served_in_the_thread_that_made_it() {
     let status = scenario("a_touch_is_served_in_the_thread_that_made_it", || {
         let Some((view, _)) = trapped() else { return };
-        install_sigbus(serve).unwrap();
+        install(serve);
         set_errno(libc::ENOTTY);
         // The second word, to see that the address is the touch's and not the page's.
         // SAFETY: mapped, aligned, and only ever used as an atomic.
@@ -175,7 +129,7 @@ fn a_touch_is_served_in_the_thread_that_made_it() {
 fn a_write_to_a_protected_page_is_seen_as_one() {
     let status = scenario("a_write_to_a_protected_page_is_seen_as_one", || {
         let Some((view, _)) = trapped() else { return };
-        install_sigbus(serve).unwrap();
+        install(serve);
         assert_eq!(word(view).load(SeqCst), 1);
         UFFD.get().unwrap().write_protect(view, true, false).unwrap();
         assert_eq!((word(view).load(SeqCst), SERVED.load(SeqCst)), (1, 1), "a read passes");
@@ -190,7 +144,7 @@ fn a_write_to_a_protected_page_is_seen_as_one() {
 fn a_locked_instruction_that_only_reads_counts_as_a_write() {
     let status = scenario("a_locked_instruction_that_only_reads_counts_as_a_write", || {
         let Some((view, _)) = trapped() else { return };
-        install_sigbus(serve).unwrap();
+        install(serve);
         assert_eq!(word(view).compare_exchange(7, 8, SeqCst, SeqCst), Err(1));
         if cfg!(target_arch = "x86_64") {
             assert_write(true);
@@ -203,7 +157,7 @@ fn a_locked_instruction_that_only_reads_counts_as_a_write() {
 fn a_system_call_gets_efault_and_no_signal() {
     let status = scenario("a_system_call_gets_efault_and_no_signal", || {
         let Some((view, _)) = trapped() else { return };
-        install_sigbus(serve).unwrap();
+        install(serve);
         // SAFETY: the buffer is mapped, and as long as that.
         let read = unsafe { libc::getrandom(view.as_ptr().cast(), 8, 0) };
         assert_eq!((read, errno(), SERVED.load(SeqCst)), (-1, libc::EFAULT, 0));
@@ -218,7 +172,7 @@ fn nothing_interrupts_the_callback() {
     extern "C" fn on_usr1(_: i32) {
         RAN.fetch_add(1, SeqCst);
     }
-    fn interrupted(fault: &BusFault) -> bool {
+    fn interrupted(fault: &Fault) -> bool {
         // SAFETY: no precondition.
         unsafe { libc::raise(libc::SIGUSR1) };
         RAN_IN_CALLBACK.store(RAN.load(SeqCst), SeqCst);
@@ -228,7 +182,7 @@ fn nothing_interrupts_the_callback() {
     let status = scenario("nothing_interrupts_the_callback", || {
         let Some((view, _)) = trapped() else { return };
         by_hand(libc::SIGUSR1, on_usr1 as *const () as usize, 0, &[]);
-        install_sigbus(interrupted).unwrap();
+        install(interrupted);
         assert_eq!(word(view).load(SeqCst), 1);
         assert_eq!((RAN_IN_CALLBACK.load(SeqCst), RAN.load(SeqCst)), (0, 1));
     });
@@ -237,20 +191,20 @@ fn nothing_interrupts_the_callback() {
 
 #[test]
 fn a_second_install_exchanges_the_callback_only() {
-    fn grow(_: &BusFault) -> bool {
+    fn grow(_: &Fault) -> bool {
         TRUNCATED.get().unwrap().grow();
         true
     }
     let status = scenario("a_second_install_exchanges_the_callback_only", || {
-        assert_eq!(sigbus_is_ours(), Ok(false));
-        install_sigbus(refuse).unwrap();
-        install_sigbus(grow).unwrap();
-        assert_eq!(sigbus_is_ours(), Ok(true));
+        assert!(!is_ours());
+        install(refuse);
+        install(grow);
+        assert!(is_ours());
         Truncated::new().touch();
         by_hand(libc::SIGBUS, libc::SIG_IGN, 0, &[]);
-        assert_eq!(sigbus_is_ours(), Ok(false), "somebody came after us");
-        install_sigbus(grow).unwrap();
-        assert_eq!(sigbus_is_ours(), Ok(false), "and stays there");
+        assert!(!is_ours(), "somebody came after us");
+        install(grow);
+        assert!(!is_ours(), "and stays there");
     });
     assert!(status.success(), "{status}");
 }
@@ -283,7 +237,7 @@ extern "C" fn previous_with_info(_: i32, info: *mut libc::siginfo_t, context: *m
 fn a_previous_handler_with_info_gets_what_is_not_ours() {
     let status = scenario("a_previous_handler_with_info_gets_what_is_not_ours", || {
         by_hand(libc::SIGBUS, previous_with_info as *const () as usize, libc::SA_SIGINFO, &[libc::SIGUSR1]);
-        install_sigbus(refuse).unwrap();
+        install(refuse);
         let truncated = Truncated::new();
         set_errno(libc::ENOTTY);
         truncated.touch();
@@ -299,7 +253,7 @@ fn a_previous_handler_with_info_gets_what_is_not_ours() {
 fn a_plain_previous_handler_gets_the_mask_it_asked_for() {
     let status = scenario("a_plain_previous_handler_gets_the_mask_it_asked_for", || {
         by_hand(libc::SIGBUS, previous_plain as *const () as usize, libc::SA_NODEFER, &[libc::SIGUSR2]);
-        install_sigbus(refuse).unwrap();
+        install(refuse);
         Truncated::new().touch();
         assert_eq!((CALLS.load(SeqCst), MASK_SEEN.load(SeqCst)), (1, 0b010));
     });
@@ -310,7 +264,7 @@ fn a_plain_previous_handler_gets_the_mask_it_asked_for() {
 fn a_one_shot_previous_handler_runs_once() {
     let status = scenario("a_one_shot_previous_handler_runs_once", || {
         by_hand(libc::SIGBUS, previous_plain as *const () as usize, libc::SA_RESETHAND, &[]);
-        install_sigbus(refuse).unwrap();
+        install(refuse);
         Truncated::new().touch();
         assert_eq!(CALLS.load(SeqCst), 1);
         Truncated::new().shrink();
@@ -323,7 +277,7 @@ fn a_one_shot_previous_handler_runs_once() {
 fn a_fault_that_nobody_serves_kills() {
     let status = scenario("a_fault_that_nobody_serves_kills", || {
         by_hand(libc::SIGBUS, libc::SIG_DFL, 0, &[]);
-        install_sigbus(refuse).unwrap();
+        install(refuse);
         Truncated::new().touch();
     });
     assert_eq!(status.signal(), Some(libc::SIGBUS), "{status}");
@@ -333,7 +287,7 @@ fn a_fault_that_nobody_serves_kills() {
 fn a_fault_cannot_be_ignored() {
     let status = scenario("a_fault_cannot_be_ignored", || {
         by_hand(libc::SIGBUS, libc::SIG_IGN, 0, &[]);
-        install_sigbus(refuse).unwrap();
+        install(refuse);
         Truncated::new().touch();
     });
     assert_eq!(status.signal(), Some(libc::SIGBUS), "{status}");
@@ -342,13 +296,13 @@ fn a_fault_cannot_be_ignored() {
 #[test]
 fn rusts_own_handler_lets_it_kill() {
     let status = scenario("rusts_own_handler_lets_it_kill", || {
-        install_sigbus(refuse).unwrap();
+        install(refuse);
         Truncated::new().touch();
     });
     assert_eq!(status.signal(), Some(libc::SIGBUS), "{status}");
 }
 
-fn never(_: &BusFault) -> bool {
+fn never(_: &Fault) -> bool {
     SERVED.fetch_add(1, SeqCst);
     true
 }
@@ -357,7 +311,7 @@ fn never(_: &BusFault) -> bool {
 fn a_signal_that_was_sent_is_not_a_fault_and_may_be_ignored() {
     let status = scenario("a_signal_that_was_sent_is_not_a_fault_and_may_be_ignored", || {
         by_hand(libc::SIGBUS, libc::SIG_IGN, 0, &[]);
-        install_sigbus(never).unwrap();
+        install(never);
         // SAFETY: no precondition.
         unsafe { libc::raise(libc::SIGBUS) };
         assert_eq!(SERVED.load(SeqCst), 0);
@@ -369,7 +323,7 @@ fn a_signal_that_was_sent_is_not_a_fault_and_may_be_ignored() {
 fn a_signal_that_was_sent_kills_by_default() {
     let status = scenario("a_signal_that_was_sent_kills_by_default", || {
         by_hand(libc::SIGBUS, libc::SIG_DFL, 0, &[]);
-        install_sigbus(never).unwrap();
+        install(never);
         // SAFETY: no precondition.
         unsafe { libc::raise(libc::SIGBUS) };
     });

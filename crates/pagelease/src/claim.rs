@@ -23,8 +23,8 @@ use core::time::Duration;
 
 use pagelease_protocol::claim::{self as step, ClaimStep};
 use pagelease_protocol::{Access, Cause, Obstacle, Origin, OwnerId, PageIndex, PageRange, PageWord, Token, hold};
-use pagelease_sys::Errno;
 
+use crate::backend::{Refusal, Refused};
 use crate::device::Grant;
 use crate::error::ClaimError;
 use crate::guard;
@@ -33,7 +33,8 @@ use crate::lease::Lease;
 use crate::mutant::{self, Mutant};
 use crate::records::{BORROWED, CHUNK, Entry, Opening, Phase, RECORDS, Record, Writer};
 use crate::region::RegionCore;
-use crate::sync::{Deadline, Waited, Word, block_signals, now_ns, relax, tid};
+use crate::rights::Rights;
+use crate::sync::{Deadline, Waited, Word, block_signals, now_ns, relax, sleep_until, tid};
 use crate::touch::{Who, break_overdue, single};
 use crate::view::ViewCore;
 
@@ -42,6 +43,18 @@ const RUNS_MAX: usize = 64;
 
 /// Turns for which a claim waits for a busy page before it sleeps: about as long as a drain takes.
 const BUSY_TURNS: u32 = if cfg!(pagelease_shuttle) { 0 } else { 300 };
+
+/// Turns for which a claim leaves the program to its `munmap` before it tries again.
+const CHANGING_TURNS: u32 = 20;
+
+/// How often a claim has a page unshared before it takes it for pinned.
+const SHARED_MAX: u32 = 3;
+
+/// The turn from which on `relax` gives the CPU away.
+const YIELD: u32 = 200;
+
+/// A page that stays with the CPU for longer than this is slept for, not spun.
+const LONG_NS: u64 = 400_000;
 
 /// Where a claim stands in its list of ranges.
 #[derive(Copy, Clone)]
@@ -118,6 +131,13 @@ enum Blocker {
     Resident {
         wait_ns: u64,
     },
+    /// The program is changing the layout of its address space.
+    Changing,
+    /// A forked child shares the page, or it is pinned.
+    Shared {
+        /// From the page to the end of the chunk.
+        pages: PageRange,
+    },
 }
 
 /// Claims `ranges` for the view's device.
@@ -131,7 +151,17 @@ pub(crate) fn claim(
     let _operation = region.enter().ok_or(ClaimError::RegionGone { pages: all })?;
     let space = &region.space;
     view.widen(all);
-    let mut claim = Claim { view, region, device: view.device.id, access, token: space.next_token(), all };
+    let carries = region.backend.carries();
+    let mut claim = Claim {
+        view,
+        region,
+        device: view.device.id,
+        access,
+        token: space.next_token(),
+        all,
+        carries,
+        shared: (PageIndex(0), 0),
+    };
     let mut lease = Lease::new(view.clone(), all);
     if let Err(error) = claim.all(&mut lease, ranges) {
         lease.give_back();
@@ -166,6 +196,10 @@ struct Claim<'a> {
     access: Access,
     token: Token,
     all: PageRange,
+    /// See [`crate::backend::Backend::carries`].
+    carries: bool,
+    /// The page that was last found shared, and how often.
+    shared: (PageIndex, u32),
 }
 
 impl<'a> Claim<'a> {
@@ -208,15 +242,15 @@ impl<'a> Claim<'a> {
         loop {
             let seq = record.read_begin();
             let mut end = *cursor;
-            let (taken, blocked) = self.take(record, &mut end);
+            let (taken, blocked) = self.take(record, &mut end, self.stop(range));
             if let (0, Some(blocked)) = (record.len(), blocked) {
                 record.close();
                 return Ok(Err(blocked));
             }
-            if let Err(error) = self.prepare(record, taken) {
+            if let Err(refusal) = self.prepare(record, taken) {
                 self.undo(record, taken, false);
                 record.close();
-                return Err(error);
+                return self.refused(refusal, range).map(Err);
             }
             let grant = Grant { region: self.region.id, record, seq, device: &self.view.device };
             let device = self.view.device.device();
@@ -239,12 +273,42 @@ impl<'a> Claim<'a> {
         }
     }
 
-    /// Makes the pages busy, ascending, up to the first that is in the way.
-    fn take(&self, record: Record<'_>, cursor: &mut Cursor<'_>) -> (Taken, Option<Blocked>) {
+    /// What follows from the backend's refusal to take pages of a chunk that ends with `range`: trying again, or giving up.
+    fn refused(&mut self, refusal: Refusal, range: PageRange) -> Result<Blocked, ClaimError> {
+        let pages = refusal.pages;
+        let page = PageIndex(pages.start());
+        match refusal.why {
+            Refused::Changing => Ok(Blocked { page, why: Blocker::Changing }),
+            Refused::Shared => {
+                self.shared = if self.shared.0 == page { (page, self.shared.1 + 1) } else { (page, 1) };
+                match PageRange::new(page.0, range.end()) {
+                    Some(pages) if self.shared.1 <= SHARED_MAX => Ok(Blocked { page, why: Blocker::Shared { pages } }),
+                    _ => Err(ClaimError::Pinned { pages }),
+                }
+            }
+            Refused::Protected => Err(ClaimError::Protected { pages }),
+            Refused::Unmapped => Err(ClaimError::Unmapped { pages }),
+            Refused::Mappings { limit } => Err(ClaimError::TooManyMappings { pages, limit }),
+            Refused::Handler => Err(ClaimError::HandlerReplaced { pages }),
+            Refused::NoMemory(errno) => Err(ClaimError::OutOfMemory { pages, errno }),
+            Refused::System(errno) => Err(ClaimError::Revoke { pages, errno }),
+        }
+    }
+
+    /// Where a chunk that could reach to the end of `range` ends: not within a huge page, if it can be helped.
+    fn stop(&self, range: PageRange) -> u32 {
+        let start_of_last = self.region.backend.group_of(PageIndex(range.end())).map(PageRange::start);
+        start_of_last.filter(|start| *start > range.start()).unwrap_or(range.end())
+    }
+
+    /// Makes the pages busy, ascending, up to the first that is in the way, and not beyond `stop`.
+    fn take(&self, record: Record<'_>, cursor: &mut Cursor<'_>, stop: u32) -> (Taken, Option<Blocked>) {
         let mut taken = Taken::default();
         let mut entries = record.writer();
         let recent = self.region.residency.recent();
-        while let Some(range) = cursor.range() {
+        while let Some(range) = cursor.range()
+            && let Some(range) = PageRange::new(range.start(), range.end().min(stop))
+        {
             let blocked = self.take_range(range, record.id(), recent, &mut entries, &mut taken);
             let end =
                 blocked.as_ref().map_or(range.end().min(range.start() + entries.added()), |blocked| blocked.page.0);
@@ -267,6 +331,7 @@ impl<'a> Claim<'a> {
     ) -> Option<Blocked> {
         entries.mark();
         let words = &self.region.words[range.start() as usize..range.end() as usize];
+        let learns = self.region.history.is_kept();
         for (page, cell) in range.iter().zip(words) {
             if entries.is_full() {
                 return None;
@@ -280,7 +345,8 @@ impl<'a> Claim<'a> {
                 };
                 if let Some(now_ns) = recent
                     && word.owner().is_none()
-                    && let wait_ns @ 1.. = self.region.residency.wait_ns(page, now_ns)
+                    && let fought_over_ns = self.region.thrash.minimum_ns(page, now_ns)
+                    && let wait_ns @ 1.. = self.region.residency.wait_ns(page, now_ns, fought_over_ns)
                 {
                     return Some(Blocked { page, why: Blocker::Resident { wait_ns } });
                 }
@@ -288,7 +354,10 @@ impl<'a> Claim<'a> {
                 entries.push(Entry { page, generation: word.generation(), taken: is_taken });
                 if cell.swap_if(word.bits(), next.bits()).is_ok() {
                     if is_taken {
-                        taken.add(page, word, self.device);
+                        taken.add(page, word, self.device, self.must_revoke(word));
+                    }
+                    if learns {
+                        self.learn(page, is_taken, recent);
                     }
                     break;
                 }
@@ -296,6 +365,19 @@ impl<'a> Claim<'a> {
             }
         }
         None
+    }
+
+    /// What the page's history and a fight over it become by this claim.
+    fn learn(&self, page: PageIndex, is_taken: bool, recent: Option<u64>) {
+        if is_taken {
+            self.region.history.taken(page);
+        } else {
+            self.region.history.used_again(page);
+        }
+        // What the CPU got back long ago is not fought over.
+        if is_taken && let Some(now_ns) = recent {
+            self.region.thrash.claimed(page, now_ns);
+        }
     }
 
     fn step(&self, word: PageWord) -> ClaimStep {
@@ -307,13 +389,14 @@ impl<'a> Claim<'a> {
     }
 
     /// Does what is owed for the pages taken, so that nobody but the device can reach them.
-    fn prepare(&self, record: Record<'_>, taken: Taken) -> Result<(), ClaimError> {
+    fn prepare(&self, record: Record<'_>, taken: Taken) -> Result<(), Refusal> {
+        self.check_rights(record, taken)?;
         if taken.owned {
             let origin = Origin { owner: Some(self.device), token: Some(self.token) };
             for_runs(
                 self.taken_words(record)
                     .filter_map(|(page, word)| Some((page, step::previous_owner(word, self.device)?))),
-                |run, owner| invalidate(self.region, owner, run, Cause::Exclusive, origin, Who::Nobody),
+                |run, owner| _ = invalidate(self.region, owner, run, Cause::Exclusive, origin, Who::Nobody),
             );
         }
         if taken.unpopulated && !mutant::active(Mutant::SkipPopulate) {
@@ -322,33 +405,60 @@ impl<'a> Claim<'a> {
                 self.taken_words(record).filter(|(_, word)| !word.populated()).map(|(page, _)| (page, ())),
                 |run, ()| {
                     if result.is_ok() {
-                        result = self.region.backend.populate(run).map_err(|errno| (run, errno));
+                        result = self.region.backend.populate(run);
                     }
                 },
             );
-            result.map_err(|(pages, errno)| ClaimError::OutOfMemory { pages, errno })?;
+            result?;
         }
-        self.revoke(record, taken).map_err(|errno| ClaimError::Revoke { pages: self.all, errno })
+        self.revoke(record, taken)
     }
 
-    fn revoke(&self, record: Record<'_>, taken: Taken) -> Result<(), Errno> {
+    /// Whether the program may write the pages that were taken: a device may do no more.
+    fn check_rights(&self, record: Record<'_>, taken: Taken) -> Result<(), Refusal> {
+        let rights = &self.region.rights;
+        // What is carried, the kernel itself refuses to.
+        let maps = self.region.space.maps.as_ref().filter(|_| !self.carries && taken.count != 0 && rights.is_to_look());
+        if maps.is_none() && !rights.is_altered() {
+            return Ok(());
+        }
+        let mut result = Ok(());
+        let of_cpu = self.taken_words(record).filter(|(_, word)| word.owner().is_none());
+        for_runs(of_cpu.map(|(page, _)| (page, ())), |run, ()| {
+            if result.is_ok() {
+                result = rights.check(run);
+            }
+            if let (Ok(()), Some(maps), Some(span)) = (&result, maps, self.region.span_of(run)) {
+                result = Rights::look(maps, run, span).inspect_err(|_| rights.look_again());
+            }
+        });
+        result
+    }
+
+    /// Whether a page taken at `word` has to be taken from wherever it is.
+    fn must_revoke(&self, word: PageWord) -> bool {
+        step::needs_revoke(word) || self.carries && step::previous_owner(word, self.device).is_some()
+    }
+
+    fn revoke(&self, record: Record<'_>, taken: Taken) -> Result<(), Refusal> {
         if taken.revoke == 0 {
             return Ok(());
         }
         if let Some(run) = PageRange::new(taken.revoke_from, taken.revoke_to)
             && run.len() == taken.revoke
         {
-            return self.region.backend.revoke(&[run], self.access);
+            return self.region.backend.revoke(&[run], self.access, self.device);
         }
         let mut runs = Batch {
             backend: &*self.region.backend,
             access: self.access,
+            device: self.device,
             runs: [None; RUNS_MAX],
             len: 0,
             result: Ok(()),
         };
         for_runs(
-            self.taken_words(record).filter(|&(_, word)| step::needs_revoke(word)).map(|(page, _)| (page, ())),
+            self.taken_words(record).filter(|&(_, word)| self.must_revoke(word)).map(|(page, _)| (page, ())),
             |run, ()| runs.push(run),
         );
         runs.flush();
@@ -404,19 +514,22 @@ impl<'a> Claim<'a> {
     /// Gives everything of the record up: taken pages to the CPU, joined ones one hold less.
     fn undo(&self, record: Record<'_>, taken: Taken, populated: bool) {
         let origin = Origin { owner: None, token: Some(self.token) };
+        for (page, word) in self.taken_words(record) {
+            if let Some(owner) = word.owner() {
+                invalidate(self.region, owner, single(page), Cause::Clear, origin, Who::Nobody);
+            }
+        }
+        if self.region.backend.undoes() {
+            let taken = self.taken_words(record).map(|(page, _)| (page, ()));
+            for_runs(taken, |run, ()| self.region.backend.undo(run));
+        }
         for entry in record.entries() {
-            if !entry.taken {
+            if entry.taken {
+                let cell = &self.region.words[entry.page.as_usize()];
+                self.put(cell, record.id(), entry, |word| step::undo(word, populated));
+            } else {
                 crate::lease::end_hold(self.region, self.device, entry);
-                continue;
             }
-            let cell = &self.region.words[entry.page.as_usize()];
-            let word = given_back(cell);
-            if word.ticket() == Some(record.id())
-                && let Some(owner) = word.owner()
-            {
-                invalidate(self.region, owner, single(entry.page), Cause::Clear, origin, Who::Nobody);
-            }
-            self.put(cell, record.id(), entry, |word| step::undo(word, populated));
         }
         debug_assert!(taken.count as usize <= record.len());
         record.clear();
@@ -439,12 +552,17 @@ impl<'a> Claim<'a> {
             Blocker::Resident { wait_ns } => {
                 space.stats.residency_waits.one();
                 let until = Deadline::after(Duration::from_nanos(wait_ns));
+                if wait_ns > LONG_NS {
+                    return sleep_until(until);
+                }
                 let mut turn = 0;
                 while !until.passed() {
                     turn += 1;
                     relax(turn);
                 }
             }
+            Blocker::Shared { pages } => self.region.backend.unshare(pages),
+            Blocker::Changing => (0..CHANGING_TURNS).for_each(|_| relax(YIELD)),
             Blocker::Obstacle(Obstacle::Busy) if self.busy_passes(page) => {}
             Blocker::Obstacle(_) => {
                 // Look again before sleeping: what was in the way may be gone, or a hold may stand in its place. How long to
@@ -478,11 +596,11 @@ fn given_back(cell: &Word) -> PageWord {
 }
 
 impl Taken {
-    fn add(&mut self, page: PageIndex, word: PageWord, device: OwnerId) {
+    fn add(&mut self, page: PageIndex, word: PageWord, device: OwnerId, revoke: bool) {
         self.count += 1;
         self.owned |= step::previous_owner(word, device).is_some();
         self.unpopulated |= !word.populated();
-        if step::needs_revoke(word) {
+        if revoke {
             if self.revoke == 0 {
                 self.revoke_from = page.0;
             }
@@ -496,9 +614,10 @@ impl Taken {
 struct Batch<'a> {
     backend: &'a dyn crate::backend::Backend,
     access: Access,
+    device: OwnerId,
     runs: [Option<PageRange>; RUNS_MAX],
     len: usize,
-    result: Result<(), Errno>,
+    result: Result<(), Refusal>,
 }
 
 impl Batch<'_> {
@@ -517,7 +636,7 @@ impl Batch<'_> {
             *run = found.unwrap_or(first);
         }
         if self.result.is_ok() {
-            self.result = self.backend.revoke(&runs[..self.len], self.access);
+            self.result = self.backend.revoke(&runs[..self.len], self.access, self.device);
         }
         self.len = 0;
     }

@@ -95,6 +95,8 @@ pub struct Invalidation {
     pub(crate) wait: Cell<Option<(u64, Deadline)>>,
     /// Monitors serve the space: the calling thread may be one.
     pub(crate) monitored: bool,
+    /// The device says that it was using the pages.
+    pub(crate) in_use: Cell<bool>,
 }
 
 impl Invalidation {
@@ -114,6 +116,15 @@ impl Invalidation {
     #[must_use]
     pub fn cause(&self) -> Cause {
         self.cause
+    }
+
+    /// To be called by a device that is in the middle of something which uses the pages, and will claim them again at once.
+    /// The runtime knows that of pages that a lease holds; of others it learns by this that a touch disturbs the device, and so,
+    /// with [`RestorePolicy::Adaptive`], that CPU and device fight over a page.
+    ///
+    /// [`RestorePolicy::Adaptive`]: crate::RestorePolicy::Adaptive
+    pub fn note_in_use(&self) {
+        self.in_use.set(true);
     }
 
     /// The device that gets them, where one does.

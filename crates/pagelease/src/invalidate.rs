@@ -18,7 +18,7 @@ use pagelease_protocol::{Cause, Origin, OwnerId, PageRange, PageWord};
 use crate::device::{Invalidation, Loss};
 use crate::guard;
 use crate::mutant::{self, Mutant};
-use crate::records::SERVICE_TICKET;
+use crate::records::{Begun, SERVICE_TICKET};
 use crate::region::RegionCore;
 use crate::service::monitor::release_watch;
 use crate::space::Faults;
@@ -26,6 +26,7 @@ use crate::sync::block_signals;
 use crate::touch::Who;
 
 /// Makes `owner` stop using `pages` of `region`. `toucher`: the thread whose touch it is, which is not waited for.
+/// Whether the device says that it was using them.
 pub(crate) fn invalidate(
     region: &RegionCore,
     owner: OwnerId,
@@ -33,16 +34,17 @@ pub(crate) fn invalidate(
     cause: Cause,
     origin: Origin,
     toucher: Who,
-) {
+) -> bool {
     let space = &region.space;
-    let Some(device) = region.device(owner) else { return };
+    let Some(device) = region.device(owner) else { return false };
     space.stats.invalidations.one();
     // A claim that is past its commit point has given the device the page before the word says so.
     let may_have = |word: PageWord| word.owner() == Some(owner) || word.ticket().is_some_and(|t| t != SERVICE_TICKET);
     if !pages.iter().any(|page| may_have(region.word(page))) {
         space.stats.invalidations_spurious.one();
     }
-    let begun = space.records.begin(region.id.0, pages, cause, origin);
+    let mut begun = Begun::NONE;
+    let heard = space.records.begin(&mut begun, region.id.0, pages, cause, origin);
     let invalidation = Invalidation {
         region: region.id,
         pages,
@@ -52,6 +54,7 @@ pub(crate) fn invalidate(
         limit: space.config.drain_limit,
         wait: Cell::new(None),
         monitored: space.config.faults == Faults::Monitor,
+        in_use: Cell::new(false),
     };
     if invalidation.monitored && !device.device().signal_safe() {
         // It may wait for its device for a long time.
@@ -71,7 +74,8 @@ pub(crate) fn invalidate(
     }
     drop(unblock);
     invalidation.note_wait(&space.stats);
-    if let Some(begun) = begun {
+    if heard {
         space.records.end(&begun);
     }
+    invalidation.in_use.get()
 }

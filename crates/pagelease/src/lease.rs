@@ -2,12 +2,13 @@
 //!
 //! A hold is for forward progress: a CPU touch waits for it, at most the hold limit, and then breaks it. Dropping the lease
 //! ends the hold, not the exclusivity: with [`RestorePolicy::Lazy`] the pages stay with the device until somebody needs
-//! them, with [`RestorePolicy::Eager`] they go back to the CPU at once.
+//! them, with [`RestorePolicy::Eager`] they go back to the CPU at once, with [`RestorePolicy::Adaptive`] those do that the CPU
+//! is expected to touch before the device uses them again.
 //!
 //! A lease is a chain of records (see `records`); each says what generation each page had when the hold began.
 
 use pagelease_protocol::hold::{self, Release};
-use pagelease_protocol::{OwnerId, PageRange, PageWord};
+use pagelease_protocol::{OwnerId, PageIndex, PageRange, PageWord};
 use pagelease_sys::fork;
 
 use crate::error::LeaseBroken;
@@ -17,7 +18,7 @@ use crate::region::RegionCore;
 use crate::restore::{self, Of};
 use crate::shared::Shared;
 use crate::space::RestorePolicy;
-use crate::sync::relax;
+use crate::sync::{now_ns, relax};
 use crate::view::ViewCore;
 
 /// Pages that a device holds. See the module.
@@ -113,10 +114,14 @@ impl Lease {
         let owner = self.view.device.id;
         let operation = region.enter();
         let result = self.broken(|entry| end_hold(region, owner, entry));
-        let eager = operation.is_some() && policy == RestorePolicy::Eager;
-        if eager {
+        let chosen: Option<fn(&RegionCore, PageIndex) -> bool> = match policy {
+            RestorePolicy::Lazy => None,
+            RestorePolicy::Eager => Some(|_, _| true),
+            RestorePolicy::Adaptive => Some(RegionCore::gives_back),
+        };
+        if let Some(chosen) = chosen.filter(|_| operation.is_some()) {
             self.records().for_each(|record| record.set_phase(Phase::Ended));
-            self.records().for_each(|record| restore::eagerly(region, owner, record));
+            self.records().for_each(|record| restore::at_end(region, owner, record, chosen));
         }
         let mut next = self.last;
         while let Some(record) = region.space.records.get(next) {
@@ -128,6 +133,12 @@ impl Lease {
     }
 }
 
+impl core::fmt::Debug for Lease {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Lease").field("pages", &self.pages).finish_non_exhaustive()
+    }
+}
+
 impl Drop for Lease {
     fn drop(&mut self) {
         // Whoever wants to know whether it was whole calls `end`.
@@ -135,7 +146,16 @@ impl Drop for Lease {
     }
 }
 
+impl RegionCore {
+    /// Whether an adaptive lease gives `page` back. Not one that is fought over: its device has it for a minimum.
+    fn gives_back(&self, page: PageIndex) -> bool {
+        let fought_over = || self.thrash.is_watched() && self.thrash.minimum_ns(page, now_ns()) > 0;
+        self.history.ended(page) && !fought_over()
+    }
+}
+
 /// Ends one hold on the page of `entry`; whether it was live. Hands the page to a touch that waits for it.
+#[inline]
 pub(crate) fn end_hold(region: &RegionCore, owner: OwnerId, entry: Entry) -> bool {
     let mut turn = 0;
     loop {
@@ -157,7 +177,7 @@ pub(crate) fn end_hold(region: &RegionCore, owner: OwnerId, entry: Entry) -> boo
     }
 }
 
-/// Whether `word` is one that an eager lease of `owner` gives back: nobody else holds it.
+/// Whether `word` is one that the end of a lease of `owner` may give back: nobody else holds it.
 pub(crate) fn is_idle(word: PageWord, owner: OwnerId) -> bool {
     Of::Device(owner).includes(word) && !word.held() && !word.busy()
 }

@@ -28,7 +28,8 @@
 //! - [`Space`]: the runtime of a process. [`Faults`] says who serves a touch, [`RestorePolicy`] what happens when a device
 //!   is done.
 //! - [`Region`]: memory under management. It has a CPU view, where the program touches it, and a [`View`] a device, an alias
-//!   of the same pages. The unit of ownership is a **granule**, 4 KiB.
+//!   of the same pages. The unit of ownership is a **granule**, 4 KiB; with [`Space::allocate_huge`], 2 MiB. The memory may be
+//!   a file's: [`Space::map_file`]; or memory that the program has already, in place: [`Space::adopt`]. How pages are taken from the CPU is the region's [`BackendKind`].
 //! - [`Device`]: what a driver implements; [`software`] has one that needs no hardware.
 //! - [`View::claim`] takes pages for the device; the [`Lease`] that it returns **holds** them. Dropping it ends the hold, not
 //!   the exclusivity.
@@ -41,7 +42,9 @@
 //!   device's completes. With [`Access::ExclusiveWrite`] the CPU reads, and may see the device's stores half done.
 //! - *Complete.* A touch goes on only after every operation of the device on that page has ended, and sees all of it.
 //! - *Live.* A touch waits for a lease at most the hold limit, and for an operation in flight at most the drain limit; then the
-//!   hold is broken, or the device lost, and the touch goes on. A claim never goes before a waiting touch.
+//!   hold is broken, or the device lost, and the touch goes on. A claim never goes before a waiting touch. With
+//!   [`RestorePolicy::Adaptive`], a touch of a page that CPU and device fight over leaves it with the device for up to 4 ms
+//!   before that, once.
 //! - *Quiet.* A device is invalidated only for pages that it has; a claim of what it has already is one atomic operation a
 //!   page.
 //!
@@ -49,25 +52,41 @@
 //!
 //! It moves no data over a bus, schedules no kernels, and does not make a hostile device behave: the CPU side is enforced
 //! by the MMU, the device side by the driver that implements [`Device`]. Input and output that the kernel started on a page
-//! before the claim (splice, `io_uring`, `O_DIRECT`) is not stopped. `MADV_COLLAPSE` and `mremap` on a CPU view go around
-//! the runtime: do not call them there.
+//! before the claim (splice, `io_uring`, `O_DIRECT`) is not stopped.
+//!
+//! # What the program does to the memory meanwhile
+//!
+//! `munmap`, `mremap`, `madvise`, `mprotect` and `fork` on adopted memory are followed: devices lose what the program gives up,
+//! and keep what it moves. Memory that the runtime made has [`Region::protect`], [`Region::unmap`] and [`Region::remap`] for
+//! that; a raw `munmap` or `mremap` goes around the runtime. docs/MEMORY.md of the repository has the table.
 //!
 //! # Signals, threads, fork
 //!
-//! - [`Faults::InThread`] uses SIGBUS. Its handler is installed once a process and passes on what is not its own. **A thread
-//!   that blocks SIGBUS is killed by its first touch** of a device's page; `pagelease doctor --pid` finds such threads.
-//!   A system call that touches a device's page fails with EFAULT; so it does with [`Privilege::UserModeOnly`].
+//! - [`Faults::InThread`] uses SIGBUS, or, with [`BackendKind::Mprotect`], SIGSEGV. The handler is installed once a process and
+//!   passes on what is not its own: a real segmentation fault stays one. **A thread that blocks the signal is killed by its
+//!   first touch** of a device's page; `pagelease doctor --pid` finds such threads. A system call that touches a device's page
+//!   fails with EFAULT; so it does with [`Privilege::UserModeOnly`]. With SIGSEGV, a thread whose stack lies in a region needs
+//!   an alternate signal stack, and a handler that the program wants must be installed before the space is made: claims find
+//!   one installed later, and are refused.
 //! - Claims and everything else that has no other note is for ordinary code on any thread, not for signal handlers. Touches
 //!   may come from anywhere, a signal handler that interrupts a claim of the same pages included.
-//! - A child of fork has no region and no alias: touching their addresses is a segmentation fault. What it inherited of the
-//!   runtime does nothing (`Drop` and the SIGBUS handler included); calls that can say so return `Forked`.
+//! - A child of fork has no region and no alias: touching their addresses is a segmentation fault. Of adopted memory it has a
+//!   copy of its own, as of the moment of the fork, for which devices give their pages up first. What it inherited of the
+//!   runtime does nothing (`Drop` and the signal handlers included); calls that can say so return `Forked`.
 
+mod adopt;
+mod adopted;
+mod allocate;
 mod backend;
 mod claim;
 mod device;
 mod error;
+mod forks;
+mod gate;
 mod guard;
+mod history;
 mod invalidate;
+mod layout;
 mod lease;
 #[cfg(pagelease_shuttle)]
 #[doc(hidden)]
@@ -79,8 +98,10 @@ mod park;
 mod records;
 mod region;
 mod registry;
+mod reshape;
 mod residency;
 mod restore;
+mod rights;
 mod sequence;
 mod service;
 mod shared;
@@ -88,6 +109,7 @@ pub mod software;
 mod space;
 mod stats;
 mod sync;
+mod thrash;
 mod touch;
 mod view;
 
@@ -104,10 +126,14 @@ pub mod sim {
 
 pub use backend::{BackendKind, Capabilities};
 pub use device::{Device, DeviceHandle, Grant, Invalidation, NotDrained, RegionId};
-pub use error::{AttachError, ClaimError, DeviceLost, LeaseBroken, LossReason, RangeError, RegionError, SpaceError};
+pub use error::{
+    AdoptError, AttachError, ClaimError, DeviceLost, LeaseBroken, LossReason, RangeError, RegionError, ReshapeError,
+    SpaceError,
+};
 pub use lease::Lease;
 pub use notifier::Notifier;
 pub use pagelease_protocol::{Access, ByteLen, Cause, OwnerId, PageIndex, PageRange, Seq};
+pub use pagelease_sys::mem::Protection;
 pub use region::Region;
 pub use space::{Faults, Privilege, RestorePolicy, Space, SpaceBuilder};
 pub use stats::Stats;

@@ -126,8 +126,13 @@ pub(crate) struct Opening {
     pub(crate) token: Option<Token>,
 }
 
-/// An invalidation that has begun on some records: which ones.
+/// An invalidation that has begun on some records: which ones. Filled in where it lies: it is large, and a touching thread may
+/// have no more than its alternate signal stack.
 pub(crate) struct Begun([u64; MAP_WORDS]);
+
+impl Begun {
+    pub(crate) const NONE: Self = Self([0; MAP_WORDS]);
+}
 
 pub(crate) struct Records {
     used: Table<EntryWord>,
@@ -220,14 +225,13 @@ impl Records {
         self.live().filter(|record| record.thread() == thread).filter(holds).min_by_key(Record::token)
     }
 
-    /// An invalidation of `range` begins: every subscription it concerns hears of it. Signal-safe.
+    /// An invalidation of `range` begins: every subscription it concerns hears of it, and is noted in `begun`. Signal-safe.
     ///
-    /// `None` when there is nobody to tell, which costs one load.
-    pub(crate) fn begin(&self, region: u32, range: PageRange, cause: Cause, origin: Origin) -> Option<Begun> {
+    /// `false` when there is nobody to tell, which costs one load.
+    pub(crate) fn begin(&self, begun: &mut Begun, region: u32, range: PageRange, cause: Cause, origin: Origin) -> bool {
         if self.in_flight.load(Ordering::SeqCst) == 0 {
-            return None;
+            return false;
         }
-        let mut begun = Begun([0; MAP_WORDS]);
         for record in self.live() {
             if record.hears(region, range) && record.is_concerned(cause, origin) {
                 record.change(|word| word.begin());
@@ -235,7 +239,7 @@ impl Records {
                 begun.0[index / 64] |= 1 << (index % 64);
             }
         }
-        Some(begun)
+        true
     }
 
     /// The invalidation has ended. Signal-safe.

@@ -8,19 +8,22 @@ use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering, fence};
 
 use pagelease_protocol::{ByteLen, Cause, Origin, OwnerId, PageIndex, PageRange, PageWord, hold};
-use pagelease_sys::fork;
+use pagelease_sys::{Span, fork};
 
-use crate::backend::{AnyBackend, BackendKind, Capabilities, Sim, sim::SimCpu};
+use crate::backend::{AnyBackend, BackendKind, Capabilities, Moved, Sim, sim::SimCpu};
 use crate::device::{Device, DeviceCore, DeviceHandle, RegionId};
 use crate::error::{AttachError, RangeError, RegionError};
+use crate::history::History;
 use crate::invalidate::invalidate;
 use crate::registry;
 use crate::residency::Residency;
-use crate::restore::{Of, Patience, bring_back};
+use crate::restore::{Of, Patience, bring_back, bring_home};
+use crate::rights::Rights;
 use crate::sequence::Sequence;
 use crate::shared::Shared;
-use crate::space::{Space, SpaceCore};
+use crate::space::{RestorePolicy, Space, SpaceCore};
 use crate::sync::{Mutex, Table, Word, relax};
+use crate::thrash::Thrash;
 use crate::touch::Who;
 use crate::view::{View, ViewCore};
 
@@ -42,9 +45,14 @@ pub(crate) struct RegionCore {
     pub(crate) granule: ByteLen,
     pub(crate) sequence: Sequence,
     pub(crate) residency: Residency,
+    pub(crate) rights: Rights,
+    pub(crate) history: History,
+    pub(crate) thrash: Thrash,
     slots: [ViewSlot; OwnerId::MAX as usize + 1],
     closing: AtomicBool,
     operations: AtomicU32,
+    /// Serialises the program's changes through the region. Never taken by the fault path, nor with a page busy.
+    pub(crate) reshaping: Mutex<()>,
     /// Serialises attaching, detaching and closing. Never taken by the fault path, nor with a page busy.
     attaching: Mutex<()>,
 }
@@ -71,6 +79,11 @@ impl ViewSlot {
     pub(crate) fn stop(&self) {
         self.stop.store(true, Ordering::SeqCst);
     }
+
+    /// The pages among which those lie that the device may have had; `None` if it never claimed any.
+    pub(crate) fn claimed(&self) -> Option<PageRange> {
+        PageRange::new(self.low.load(Ordering::SeqCst), self.high.load(Ordering::SeqCst))
+    }
 }
 
 /// An operation of the program on a region, which closing it waits for.
@@ -93,6 +106,9 @@ impl Region {
     ) -> Result<Self, RegionError> {
         let span = backend.span();
         let failed = |errno| RegionError::System { len: ByteLen(span.len()), what: "mmap of the page words", errno };
+        let adaptive = space.core().config.restore == RestorePolicy::Adaptive;
+        // Without time, none can be kept: of simulated regions, only those whose schedules are explored pretend to.
+        let throttles = adaptive && (residency_step_ns != 0 || cfg!(pagelease_shuttle));
         let core = Shared::new(RegionCore {
             id,
             space: space.core().clone(),
@@ -100,15 +116,20 @@ impl Region {
             pages,
             granule,
             sequence: Sequence::new().map_err(failed)?,
-            residency: Residency::new(residency_step_ns).map_err(failed)?,
+            rights: Rights::new(pages).map_err(failed)?,
+            residency: Residency::new(residency_step_ns, throttles).map_err(failed)?,
+            history: History::new(pages, adaptive).map_err(failed)?,
+            thrash: Thrash::new(throttles).map_err(failed)?,
             slots: core::array::from_fn(|_| ViewSlot::default()),
             closing: AtomicBool::new(false),
             operations: AtomicU32::new(0),
+            reshaping: Mutex::new(()),
             attaching: Mutex::new(()),
             backend,
         })
         .map_err(failed)?;
-        if core.backend.kind() != BackendKind::Sim && !registry::insert(core.as_ptr(), span) {
+        let known = || registry::insert(core.as_ptr(), span, PageIndex(0), None).is_some();
+        if core.backend.kind() != BackendKind::Sim && !known() {
             return Err(RegionError::TooMany { limit: registry::REGIONS_MAX });
         }
         Ok(Self { core, space: space.clone() })
@@ -154,7 +175,7 @@ impl Region {
     /// All of its granules.
     #[must_use]
     pub fn pages(&self) -> PageRange {
-        PageRange::new(0, self.core.pages).expect("a region has at least one page")
+        self.core.all()
     }
 
     /// The unit of ownership.
@@ -223,9 +244,15 @@ impl Region {
         if !slot.device.load(Ordering::SeqCst).is_null() {
             return Err(AttachError::AlreadyAttached { device: id });
         }
-        let memory = self.core.backend.open_view().map_err(failed)?;
+        let memory = self.core.backend.open_view(id).map_err(failed)?;
         if let crate::backend::ViewMemory::Mapping(mapping) = &memory {
             slot.base.store(mapping.span().start(), Ordering::SeqCst);
+            if self.core.backend.carries()
+                && registry::insert(self.core.as_ptr(), mapping.span(), PageIndex(0), Some(id)).is_none()
+            {
+                self.core.backend.close_view(id);
+                return Err(AttachError::TooManyViews { limit: registry::REGIONS_MAX });
+            }
         }
         let view = View::new(ViewCore {
             region: self.core.clone(),
@@ -270,7 +297,7 @@ impl Drop for Region {
 impl Drop for RegionCore {
     fn drop(&mut self) {
         if self.backend.kind() != BackendKind::Sim && !fork::in_child() {
-            registry::remove(self.backend.span());
+            registry::remove(self);
         }
     }
 }
@@ -290,7 +317,25 @@ impl RegionCore {
     pub(crate) fn sim(&self) -> Option<&Sim> {
         match &self.backend {
             AnyBackend::Sim(sim) => Some(sim),
-            AnyBackend::Minor(_) => None,
+            _ => None,
+        }
+    }
+
+    /// Where its CPU view has `pages`, if it is in one piece.
+    pub(crate) fn span_of(&self, pages: PageRange) -> Option<Span> {
+        let start = self.backend.span().start() + pages.start() as usize * self.granule.0;
+        Span::new(start, pages.len() as usize * self.granule.0)
+    }
+
+    /// All of its pages.
+    pub(crate) fn all(&self) -> PageRange {
+        PageRange::new(0, self.pages).expect("a region has at least one page")
+    }
+
+    pub(crate) fn moved(&self) -> Option<&Moved> {
+        match &self.backend {
+            AnyBackend::Move(moved) => Some(moved),
+            _ => None,
         }
     }
 
@@ -341,27 +386,45 @@ impl RegionCore {
         let _attaching = self.attaching.lock().expect("attaching does not panic");
         self.closing.store(true, Ordering::SeqCst);
         self.wake_sleepers();
-        if self.backend.kind() != BackendKind::Sim {
-            registry::close(self.backend.span());
+        // Whoever still touches memory that the runtime made finds it there at once. What was carried away has to come back
+        // first, and for that the devices must have let go of it.
+        let carries = self.backend.carries();
+        if !carries {
+            self.end_service();
         }
-        self.backend.close();
         let mut turn = 0;
         while self.operations.load(Ordering::SeqCst) != 0 {
             turn += 1;
             relax(turn);
         }
-        let all = PageRange::new(0, self.pages).expect("a region has at least one page");
         for owner in (1..=OwnerId::MAX).filter_map(OwnerId::new) {
             let slot = self.slot(owner);
-            let (low, high) = (slot.low.load(Ordering::SeqCst), slot.high.load(Ordering::SeqCst));
+            let claimed = slot.claimed();
             slot.stop();
             // A device that never claimed anything has nothing to let go of.
             if !slot.device.load(Ordering::SeqCst).is_null()
-                && let Some(claimed) = PageRange::new(low, high.min(all.end()))
+                && let Some(claimed) = claimed
                 && claimed.iter().any(|page| self.word(page).owner() == Some(owner))
             {
                 invalidate(self, owner, claimed, Cause::Release, Origin::default(), Who::Nobody);
             }
+        }
+        if carries {
+            self.end_service();
+        }
+    }
+
+    /// Touches trap no more.
+    fn end_service(&self) {
+        if self.backend.carries() {
+            // Its threads serve until the last page is home.
+            self.backend.close();
+        }
+        if self.backend.kind() != BackendKind::Sim {
+            registry::close(self);
+        }
+        if !self.backend.carries() {
+            self.backend.close();
         }
     }
 
@@ -386,6 +449,14 @@ impl RegionCore {
             return;
         }
         let _attaching = self.attaching.lock().expect("attaching does not panic");
+        if let Some(claimed) = self.slot(device).claimed() {
+            // Pages that a claim gave up half way are the CPU's, and still there.
+            bring_home(self, claimed, Some(device));
+        }
+        self.backend.close_view(device);
+        if self.backend.carries() {
+            registry::remove_view(self, device);
+        }
         self.slot(device).device.store(null_mut(), Ordering::SeqCst);
     }
 }

@@ -12,12 +12,15 @@
 //! A page that comes back without a touch, at the end of an eager lease or by a prefetch, has a minimum as well: a touch that
 //! arrives just then is answered by it, and would starve in the same way. It halves each time, down to a step.
 //!
+//! That is all unless the policy is adaptive. Then a page that is fought over has a longer minimum, on both sides: `thrash`.
+//!
 //! A direct-mapped table of the pages that came back last; one that falls out of it has no minimum until it comes back again.
 
 use pagelease_protocol::{PageIndex, PageRange};
 use pagelease_sys::Errno;
 
 use crate::sync::{AtomicU64, Ordering, Table, now_ns};
+use crate::thrash;
 
 const SLOTS: usize = if cfg!(pagelease_shuttle) { 2 } else { 256 };
 
@@ -34,12 +37,15 @@ pub(crate) struct Residency {
     /// When any page of the region was last given back: one load settles most claims.
     last_ns: AtomicU64,
     step_ns: u64,
+    /// The longest minimum that a page can have.
+    longest_ns: u64,
 }
 
 impl Residency {
-    /// `step_ns` 0 turns it off.
-    pub(crate) fn new(step_ns: u64) -> Result<Self, Errno> {
-        Ok(Self { slots: Table::zeroed(SLOTS)?, last_ns: AtomicU64::new(0), step_ns })
+    /// `step_ns` 0 turns it off. `throttles`: pages can be fought over.
+    pub(crate) fn new(step_ns: u64, throttles: bool) -> Result<Self, Errno> {
+        let longest_ns = (step_ns << LEVEL_MAX).max(if throttles { thrash::MINIMUM_MAX_NS } else { 0 });
+        Ok(Self { slots: Table::zeroed(SLOTS)?, last_ns: AtomicU64::new(0), step_ns, longest_ns })
     }
 
     fn slot(&self, page: PageIndex) -> &AtomicU64 {
@@ -94,19 +100,19 @@ impl Residency {
             return None;
         }
         let now = now_ns();
-        let longest = (self.step_ns << LEVEL_MAX) * 2;
-        (now.saturating_sub(self.last_ns.load(Ordering::Relaxed)) < longest).then_some(now)
+        (now.saturating_sub(self.last_ns.load(Ordering::Relaxed)) < 2 * self.longest_ns).then_some(now)
     }
 
-    /// How long a claim of `page` still has to wait, at `now_ns`: 0 if it may have it.
-    pub(crate) fn wait_ns(&self, page: PageIndex, now_ns: u64) -> u64 {
+    /// How long a claim of `page` still has to wait, at `now_ns`: 0 if it may have it. `fought_over_ns`: the minimum that it
+    /// has because it is fought over.
+    pub(crate) fn wait_ns(&self, page: PageIndex, now_ns: u64, fought_over_ns: u64) -> u64 {
         let slot = self.slot(page);
         let state = slot.load(Ordering::Relaxed);
         if !is_of(state, page) {
             return 0;
         }
         let age_ns = age_ns(state, now_ns);
-        let minimum_ns = self.step_ns << level(state);
+        let minimum_ns = (self.step_ns << level(state)).max(fought_over_ns);
         if age_ns < 2 * minimum_ns {
             slot.store(state | STOLEN, Ordering::Relaxed);
         }
@@ -136,7 +142,7 @@ mod tests {
     const PAGE: PageIndex = PageIndex(7);
 
     fn residency() -> Residency {
-        Residency::new(STEP).expect("memory for the table")
+        Residency::new(STEP, true).expect("memory for the table")
     }
 
     fn pages(start: u32, end: u32) -> PageRange {
@@ -148,8 +154,8 @@ mod tests {
         let mut now = 1 << 30;
         for _ in 0..times {
             residency.restored_at(PAGE, now);
-            now += residency.wait_ns(PAGE, now);
-            assert_eq!(residency.wait_ns(PAGE, now), 0, "it waited long enough");
+            now += residency.wait_ns(PAGE, now, 0);
+            assert_eq!(residency.wait_ns(PAGE, now, 0), 0, "it waited long enough");
         }
         now
     }
@@ -159,7 +165,7 @@ mod tests {
         let residency = residency();
         let now = fight(&residency, 10);
         residency.restored_at(PAGE, now);
-        assert_eq!(residency.wait_ns(PAGE, now), STEP << LEVEL_MAX);
+        assert_eq!(residency.wait_ns(PAGE, now, 0), STEP << LEVEL_MAX);
     }
 
     #[test]
@@ -168,24 +174,34 @@ mod tests {
         let mut now = fight(&residency, 10);
         for _ in 0..=LEVEL_MAX {
             residency.given_back_at(pages(7, 8), now);
-            now += residency.wait_ns(PAGE, now);
+            now += residency.wait_ns(PAGE, now, 0);
         }
         residency.given_back_at(pages(7, 8), now);
-        assert_eq!(residency.wait_ns(PAGE, now), STEP);
+        assert_eq!(residency.wait_ns(PAGE, now, 0), STEP);
     }
 
     #[test]
     fn what_is_given_back_stays_and_a_touch_after_it_raises_the_minimum() {
         let residency = residency();
         residency.given_back_at(pages(7, 8), 1 << 30);
-        assert_eq!(residency.wait_ns(PAGE, 1 << 30), STEP);
+        assert_eq!(residency.wait_ns(PAGE, 1 << 30, 0), STEP);
         residency.given_back_at(pages(7, 8), (1 << 30) + STEP);
         residency.restored_at(PAGE, (1 << 30) + 2 * STEP);
         assert_eq!(
-            residency.wait_ns(PAGE, (1 << 30) + 2 * STEP),
+            residency.wait_ns(PAGE, (1 << 30) + 2 * STEP, 0),
             STEP << 1,
             "it was claimed soon after it was given back"
         );
+    }
+
+    #[test]
+    fn a_page_that_is_fought_over_stays_for_that_minimum() {
+        let residency = residency();
+        residency.restored_at(PAGE, 1 << 30);
+        assert_eq!(residency.wait_ns(PAGE, 1 << 30, 8 * STEP), 8 * STEP);
+        assert_eq!(residency.wait_ns(PAGE, (1 << 30) + STEP, 8 * STEP), 7 * STEP);
+        assert_eq!(residency.wait_ns(PAGE, (1 << 30) + 8 * STEP, 8 * STEP), 0);
+        assert_eq!(residency.wait_ns(PageIndex(8), 1 << 30, 8 * STEP), 0, "the CPU has had it for long");
     }
 
     #[test]
@@ -193,7 +209,7 @@ mod tests {
         let residency = residency();
         residency.restored_at(PAGE, 1 << 30);
         residency.given_back_at(pages(1000, 1000 + 4 * 256), (1 << 30) + 1024);
-        assert_eq!(residency.wait_ns(PAGE, (1 << 30) + 1024), STEP - 1024);
-        assert_eq!(residency.wait_ns(PageIndex(1000), (1 << 30) + 1024), STEP);
+        assert_eq!(residency.wait_ns(PAGE, (1 << 30) + 1024, 0), STEP - 1024);
+        assert_eq!(residency.wait_ns(PageIndex(1000), (1 << 30) + 1024, 0), STEP);
     }
 }

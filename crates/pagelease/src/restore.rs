@@ -12,11 +12,15 @@ use crate::invalidate::invalidate;
 use crate::lease;
 use crate::records::{Record, SERVICE_TICKET};
 use crate::region::RegionCore;
-use crate::sync::{Deadline, Waited, block_signals, now_ns, tid};
-use crate::touch::{Toucher, Who, break_hold, break_overdue, map_for_cpu, own_record};
+use crate::sync::{Deadline, Waited, block_signals, now_ns, relax, tid};
+use crate::touch::{Toucher, Who, break_hold, break_overdue, map_for_cpu, own_record, single};
 
 /// The most pages that are busy at a time: their generations lie on the stack.
 const BATCH: usize = if cfg!(pagelease_shuttle) { 4 } else { 1024 };
+
+/// Pages that a lease gives back although it would keep them, because they lie between two that it does not keep: a system
+/// call more costs as much as giving back and taking again so many.
+const GAP: u32 = 4;
 
 /// Whose pages are restored.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
@@ -48,8 +52,9 @@ pub(crate) enum Patience {
     Skip,
 }
 
-/// Brings the devices' pages among `pages` back to the CPU, and maps them.
-pub(crate) fn bring_back(region: &RegionCore, pages: PageRange, of: Of, cause: Cause, patience: Patience) {
+/// Brings the devices' pages among `pages` back to the CPU, and maps them; how many.
+pub(crate) fn bring_back(region: &RegionCore, pages: PageRange, of: Of, cause: Cause, patience: Patience) -> u64 {
+    let mut count = 0;
     let mut at = pages.start();
     let mut since = None;
     while at < pages.end() && (patience == Patience::None || !region.is_closing()) {
@@ -57,9 +62,13 @@ pub(crate) fn bring_back(region: &RegionCore, pages: PageRange, of: Of, cause: C
             let _blocked = block_signals();
             batch(region, &mut at, pages.end(), of, cause)
         };
-        let Some(obstacle) = blocked else {
-            since = None;
-            continue;
+        let obstacle = match blocked {
+            Ok(restored) => {
+                count += u64::from(restored);
+                since = None;
+                continue;
+            }
+            Err(obstacle) => obstacle,
         };
         match (obstacle, patience) {
             (Obstacle::Held, Patience::Skip) => at += 1,
@@ -69,11 +78,14 @@ pub(crate) fn bring_back(region: &RegionCore, pages: PageRange, of: Of, cause: C
             _ => wait(region, PageIndex(at), of, patience, *since.get_or_insert_with(now_ns)),
         }
     }
+    count
 }
 
-/// Restores the next run from `at` on, and moves `at` behind what it has looked at. Returns what is in the way of the very
-/// first page of a run; then nothing was done.
-fn batch(region: &RegionCore, at: &mut u32, end: u32, of: Of, cause: Cause) -> Option<Obstacle> {
+/// Restores the next run from `at` on, and moves `at` behind what it has looked at; how many pages.
+///
+/// # Errors
+/// What is in the way of the very first page of a run; then nothing was done.
+fn batch(region: &RegionCore, at: &mut u32, end: u32, of: Of, cause: Cause) -> Result<u32, Obstacle> {
     while *at < end && !region.word(PageIndex(*at)).busy() && !of.includes(region.word(PageIndex(*at))) {
         *at += 1;
     }
@@ -86,7 +98,7 @@ fn batch(region: &RegionCore, at: &mut u32, end: u32, of: Of, cause: Cause) -> O
         match step::step(word, true) {
             // Somebody else's by now.
             _ if !word.busy() && !of.includes(word) => break,
-            TouchStep::Wait(obstacle) if run_owner.is_none() => return Some(obstacle),
+            TouchStep::Wait(obstacle) if run_owner.is_none() => return Err(obstacle),
             TouchStep::Take(next, Service::Restore(owner)) if run_owner.is_none_or(|run_owner| run_owner == owner) => {
                 if region.swap(page, word, next.signed(SERVICE_TICKET)) {
                     generations[(*at - start) as usize] = word.generation();
@@ -108,8 +120,35 @@ fn batch(region: &RegionCore, at: &mut u32, end: u32, of: Of, cause: Cause) -> O
         for (page, &generation) in run.iter().zip(&generations) {
             region.update(page, |word| step::commit(word.unsigned(generation)));
         }
+        return Ok(run.len());
     }
-    None
+    Ok(0)
+}
+
+/// Brings pages that are the CPU's, but still lie in a device's view (that of `device`, if one is named), to the CPU view: a claim
+/// gave them up half way. Where pages are not carried, there are none.
+pub(crate) fn bring_home(region: &RegionCore, pages: PageRange, device: Option<OwnerId>) {
+    let Some(moved) = region.moved() else { return };
+    for page in pages.iter() {
+        let mut turn = 0;
+        while moved.lies_with(page, device) {
+            let word = region.word(page);
+            match step::step(word, true) {
+                TouchStep::Take(next, Service::Map) => {
+                    let _blocked = block_signals();
+                    if region.swap(page, word, next.signed(SERVICE_TICKET)) {
+                        map_for_cpu(region, single(page), Mapped::Writable);
+                        region.update(page, |now| step::commit(now.unsigned(word.generation())));
+                    }
+                }
+                // A device has it.
+                TouchStep::Take(..) | TouchStep::Wait(Obstacle::Held | Obstacle::Waiter) => break,
+                TouchStep::Wait(Obstacle::Busy) => {}
+            }
+            turn += 1;
+            relax(turn);
+        }
+    }
 }
 
 /// Ends the calling thread's own hold of `page`, if it has one.
@@ -149,10 +188,38 @@ fn wait(region: &RegionCore, page: PageIndex, of: Of, patience: Patience, since_
     }
 }
 
-/// The lease of `owner` that `record` belongs to has ended, and its pages go back at once: those that nobody else holds.
-pub(crate) fn eagerly(region: &RegionCore, owner: OwnerId, record: Record<'_>) {
-    let idle = record.entries().filter(|entry| lease::is_idle(region.word(entry.page), owner));
-    crate::claim::for_runs(idle.map(|entry| (entry.page, ())), |run, ()| {
-        bring_back(region, run, Of::Device(owner), Cause::Clear, Patience::Skip);
-    });
+/// The lease of `owner` that `record` belongs to has ended, and of its pages those go back at once that are `chosen`, and that
+/// nobody else holds; and up to [`GAP`] others in a row that lie between two of them.
+pub(crate) fn at_end(
+    region: &RegionCore,
+    owner: OwnerId,
+    record: Record<'_>,
+    chosen: impl Fn(&RegionCore, PageIndex) -> bool,
+) {
+    let give_back = |run: Option<PageRange>| {
+        let Some(run) = run else { return };
+        let count = bring_back(region, run, Of::Device(owner), Cause::Clear, Patience::Skip);
+        region.space.stats.given_back.add(count);
+    };
+    let mut run: Option<PageRange> = None;
+    // Where the run and the idle pages that follow it end.
+    let mut reach = 0;
+    for page in record.entries().map(|entry| entry.page).filter(|&page| lease::is_idle(region.word(page), owner)) {
+        if chosen(region, page) {
+            run = match run {
+                Some(before) if page.0 == reach && page.0 - before.end() <= GAP => {
+                    (before.end()..page.0).for_each(|between| region.history.taken(PageIndex(between)));
+                    PageRange::new(before.start(), page.0 + 1)
+                }
+                before => {
+                    give_back(before);
+                    PageRange::single(page)
+                }
+            };
+            reach = page.0 + 1;
+        } else if page.0 == reach {
+            reach += 1;
+        }
+    }
+    give_back(run);
 }

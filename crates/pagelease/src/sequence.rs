@@ -4,7 +4,7 @@
 //! pages it brings, up to [`WINDOW_MAX`], and any other touch starts at one. As file readahead does. One stream a slot,
 //! slots by thread; two threads that share a slot lose the doubling, nothing else.
 
-use pagelease_protocol::PageIndex;
+use pagelease_protocol::{PageIndex, PageRange};
 use pagelease_sys::Errno;
 
 use crate::sync::{AtomicU64, Ordering, Table};
@@ -24,6 +24,14 @@ impl Sequence {
 
     fn stream(&self, stream: usize) -> &AtomicU64 {
         &self.0[stream % STREAMS]
+    }
+
+    /// The pages that the last touch in `stream` brought, if `page` is the one behind them: they have been walked through.
+    pub(crate) fn passed(&self, stream: usize, page: PageIndex) -> Option<PageRange> {
+        let state = self.stream(stream).load(Ordering::Relaxed);
+        #[expect(clippy::cast_possible_truncation, reason = "takes the packed fields apart")]
+        let (next, last) = ((state >> 32) as u32, state as u32);
+        if next != page.0 { None } else { PageRange::new(next.saturating_sub(last), next) }
     }
 
     /// How many pages a touch of `page` in `stream` brings, at most; itself included.

@@ -12,6 +12,7 @@ use std::sync::Mutex;
 use pagelease_sys::event::Doorbell;
 use pagelease_sys::fork;
 
+use crate::adopted::Adopted;
 use crate::error::SpaceError;
 use crate::region::Region;
 use crate::shared::Shared;
@@ -41,16 +42,23 @@ impl Service {
         if let (Some(uffd), Faults::Monitor) = (&core.uffd, core.config.faults) {
             let watch = Shared::new(monitor::Watch::new()).map_err(SpaceError::Memory)?;
             for _ in 0..core.config.monitors {
-                let monitor = monitor::Monitor {
-                    core: core.clone(),
-                    uffd: uffd.clone(),
-                    stop: service.stop.clone(),
-                    watch: watch.clone(),
-                };
-                service.spawn("pagelease-monitor", move || monitor.run())?;
+                service.start_monitor(monitor::Source::Made(uffd.clone()), &watch)?;
             }
         }
         Ok(service)
+    }
+
+    /// Starts the threads that serve adopted memory: in in-thread mode one, which reads events only.
+    pub(crate) fn start_for_adopted(&self, adopted: &Shared<Adopted>) -> Result<(), SpaceError> {
+        let count = if self.core.config.faults == Faults::Monitor { self.core.config.monitors } else { 1 };
+        let watch = Shared::new(monitor::Watch::new()).map_err(SpaceError::Memory)?;
+        (0..count).try_for_each(|_| self.start_monitor(monitor::Source::Adopted(adopted.clone()), &watch))
+    }
+
+    fn start_monitor(&self, source: monitor::Source, watch: &Shared<monitor::Watch>) -> Result<(), SpaceError> {
+        let monitor =
+            monitor::Monitor { core: self.core.clone(), source, stop: self.stop.clone(), watch: watch.clone() };
+        self.spawn("pagelease-monitor", move || monitor.run())
     }
 
     /// Starts the deputy, unless it runs.

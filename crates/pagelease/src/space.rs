@@ -1,21 +1,26 @@
 //! [`Space`]: the runtime of one process, or of one part of it: regions, devices, the fault service.
 
+use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 use core::time::Duration;
 use std::sync::atomic::AtomicU32;
 
 use pagelease_protocol::{ByteLen, OwnerId, Token};
-use pagelease_sys::mem::SelfProcess;
-use pagelease_sys::uffd::{Features, OpenPath, Uffd};
-use pagelease_sys::{Errno, barrier, fork, page_size};
+use pagelease_sys::mem::{Maps, SelfProcess};
+use pagelease_sys::uffd::Uffd;
+use pagelease_sys::{Errno, fork};
 
-use crate::backend::{AnyBackend, Minor, Sim};
+use crate::adopt;
+use crate::adopted::{Adopted, HUGE};
+use crate::allocate::base_granule;
+use crate::backend::{AnyBackend, BackendKind, Moved, Sim};
 use crate::device::{DRAIN_LIMIT, Device, DeviceHandle, RegionId};
-use crate::error::{AttachError, RegionError, SpaceError};
+use crate::error::{AdoptError, AttachError, RegionError, SpaceError};
+use crate::forks;
 use crate::park::Park;
 use crate::records::Records;
 use crate::region::Region;
-use crate::service::{Deputy, Service, inthread};
+use crate::service::{Deputy, Service};
 use crate::shared::Shared;
 use crate::stats::{Counters, Stats};
 use crate::sync::{AtomicU64, Deadline};
@@ -27,8 +32,9 @@ pub enum Faults {
     /// waits like any access. Costs two thread switches a touch.
     #[default]
     Monitor,
-    /// By the touching thread itself, in a SIGBUS handler. About half the time of a monitor, but a system call that touches
-    /// a device's page fails with EFAULT, and a thread that blocks SIGBUS is killed by a touch.
+    /// By the touching thread itself, in a signal handler: for SIGBUS, or, with [`BackendKind::Mprotect`], SIGSEGV. About half
+    /// the time of a monitor, but a system call that touches a device's page fails with EFAULT, and a thread that blocks
+    /// the signal is killed by a touch.
     InThread,
 }
 
@@ -42,6 +48,15 @@ pub enum RestorePolicy {
     /// They go back to the CPU at once, in one system call a run, and stay there for the minimum residency: a claim that comes
     /// within 8 or 16 microseconds (more where a page was fought over) waits for it.
     Eager,
+    /// Page by page as one of the two, by what became of the page after earlier leases: given back if the CPU touched it next,
+    /// kept if a device used it again (a touch counts as much as seven uses). It takes two touches to begin giving a page back;
+    /// after 255 times it is kept once, to see whether the CPU still wants it.
+    ///
+    /// And if CPU and device **fight** over a page (a touch finds it held or just being claimed, three claims in a row), it stays
+    /// with each of them for a minimum before the other gets it: 0.5 ms, doubling up to 4 ms while the fight lasts. Both get
+    /// more done, and a touch of such a page takes that much longer. [`Stats`] counts fights and the touches that waited.
+    /// The other policies leave a page with its device for no time, and with the CPU for 128 or 256 microseconds at most.
+    Adaptive,
 }
 
 /// What the process may do with userfaultfd, and so what a touch from inside a system call comes to.
@@ -51,6 +66,8 @@ pub enum Privilege {
     Full,
     /// `UFFD_USER_MODE_ONLY`: such a system call fails with EFAULT.
     UserModeOnly,
+    /// There is none, and none is needed ([`BackendKind::Mprotect`]): such a system call fails with EFAULT.
+    NoUserfaultfd,
     /// A simulated space.
     Simulated,
 }
@@ -63,6 +80,7 @@ pub(crate) struct Config {
     pub(crate) drain_limit: Duration,
     pub(crate) monitors: usize,
     pub(crate) simulated: bool,
+    pub(crate) backend: Option<BackendKind>,
 }
 
 /// Makes a [`Space`]; from [`Space::builder`].
@@ -106,6 +124,15 @@ impl SpaceBuilder {
         self
     }
 
+    /// Which backend the memory has that the runtime allocates. Unless set: [`BackendKind::RwProtect`] where the kernel has it
+    /// (Linux 7.3) and it works, otherwise [`BackendKind::Minor`]. With [`BackendKind::Mprotect`], which needs
+    /// [`Faults::InThread`], no userfaultfd is opened. What cannot be is refused by [`SpaceBuilder::build`].
+    pub fn backend(mut self, backend: BackendKind) -> Self {
+        self.config.simulated = backend == BackendKind::Sim;
+        self.config.backend = Some(backend);
+        self
+    }
+
     /// Regions of simulated memory, for tests: see [`crate::sim`].
     pub fn simulated(mut self) -> Self {
         self.config.simulated = true;
@@ -141,11 +168,21 @@ pub(crate) struct SpaceCore {
     pub(crate) stats: Counters,
     pub(crate) records: Records,
     pub(crate) park: Park,
+    /// Touches that monitors leave asleep until a moment, which stands in place of the time since when they wait: the device
+    /// has its page for a minimum. Such a touch sets no `waiters`, so nobody owes it anything; only its own moment wakes it.
+    pub(crate) delays: Park,
     pub(crate) deputy: Deputy,
     pub(crate) uffd: Option<Shared<Uffd>>,
-    process: Option<Shared<SelfProcess>>,
-    privilege: Privilege,
-    write_protect: bool,
+    pub(crate) process: Option<Shared<SelfProcess>>,
+    /// Where the kernel is asked what the program may do with a page.
+    pub(crate) maps: Option<Maps>,
+    /// Made when the first memory is adopted. Never taken by the fault path.
+    adopted: std::sync::Mutex<Option<Shared<Adopted>>>,
+    pub(crate) privilege: Privilege,
+    /// That of memory which the runtime allocates.
+    pub(crate) backend: BackendKind,
+    pub(crate) write_protect: bool,
+    pub(crate) serves_huge: bool,
     tokens: AtomicU64,
     /// Device identities in use, one bit each.
     devices: core::sync::atomic::AtomicU64,
@@ -154,9 +191,8 @@ pub(crate) struct SpaceCore {
 /// Never used again, so that what remembers a region that has gone cannot mistake another for it.
 static NEXT_REGION: AtomicU32 = AtomicU32::new(1);
 
-/// The granule of regions on ordinary pages.
-fn base_granule() -> ByteLen {
-    ByteLen(page_size())
+fn next_region() -> RegionId {
+    RegionId(NEXT_REGION.fetch_add(1, Ordering::Relaxed))
 }
 
 impl Space {
@@ -178,6 +214,7 @@ impl Space {
                 drain_limit: DRAIN_LIMIT,
                 monitors: 2,
                 simulated: false,
+                backend: None,
             },
         }
     }
@@ -195,19 +232,7 @@ impl Space {
         fork::arm().map_err(SpaceError::Memory)?;
         let mut core = SpaceCore::with(config)?;
         if !config.simulated {
-            barrier::register().map_err(SpaceError::Membarrier)?;
-            let mut wanted = Features::MINOR_SHMEM | Features::THREAD_ID;
-            if config.faults == Faults::InThread {
-                wanted |= Features::SIGBUS;
-                inthread::install().map_err(SpaceError::Signal)?;
-            }
-            let opened = Uffd::open(wanted)?;
-            core.privilege =
-                if opened.path == OpenPath::UserModeOnly { Privilege::UserModeOnly } else { Privilege::Full };
-            // Mapping a page read-only takes UFFDIO_CONTINUE_MODE_WP, which has no feature bit, but is as old as this one.
-            core.write_protect = opened.features.contains(Features::WP_HUGETLBFS_SHMEM | Features::WP_UNPOPULATED);
-            core.uffd = Some(Shared::new(opened.uffd).map_err(SpaceError::Memory)?);
-            core.process = SelfProcess::open().ok().map(Shared::new).transpose().map_err(SpaceError::Memory)?;
+            core.open()?;
         }
         let core = Shared::new(core).map_err(SpaceError::Memory)?;
         let service = Service::start(&core)?;
@@ -219,24 +244,96 @@ impl Space {
     /// # Errors
     /// [`RegionError`].
     pub fn allocate(&self, len: ByteLen) -> Result<Region, RegionError> {
-        if fork::in_child() {
-            return Err(RegionError::Forked);
-        }
-        let core = self.core();
         let granule = base_granule();
-        if len.0 == 0 {
-            return Err(RegionError::Empty);
-        }
-        let pages = len.pages(granule).ok_or(RegionError::TooLarge { len, granule })?;
-        let id = RegionId(NEXT_REGION.fetch_add(1, Ordering::Relaxed));
-        let Some(uffd) = &core.uffd else {
-            let region = Region::new(self, id, AnyBackend::Sim(Sim::new(pages)), pages, granule, 0)?;
+        let pages = self.pages_for(len, granule)?;
+        if self.core().config.simulated {
+            let region = Region::new(self, next_region(), AnyBackend::Sim(Sim::new(pages)), pages, granule, 0)?;
             self.inner.service.watch(&region);
             return Ok(region);
-        };
-        let minor = Minor::new(uffd.clone(), core.process.clone(), pages, granule, core.write_protect)
-            .map_err(|(what, errno)| RegionError::System { len, what, errno })?;
-        Region::new(self, id, AnyBackend::Minor(minor), pages, granule, core.residency_step_ns())
+        }
+        self.region(self.core().memory(len, pages)?, pages, granule)
+    }
+
+    /// A region of real memory.
+    pub(crate) fn region(&self, backend: AnyBackend, pages: u32, granule: ByteLen) -> Result<Region, RegionError> {
+        Region::new(self, next_region(), backend, pages, granule, self.core().residency_step_ns())
+    }
+
+    /// Puts `len` bytes of the program's own memory from `start` under management, in place, in granules of a page: private
+    /// anonymous memory, from `mmap`, an allocator, or a `Vec`. What it contains stays. Dropping the region gives it back, in
+    /// place, while other threads go on using it.
+    ///
+    /// A huge page moves whole where a claim covers it, and goes back whole at the first touch, unless somebody holds a part of
+    /// it. A claim of a part splits that huge page (`Stats::huge_pages_split`). Where all claims are of whole huge pages,
+    /// [`Space::adopt_huge`] is faster.
+    ///
+    /// What the program does to the memory is followed: `munmap`, `mremap`, `madvise`, `mprotect`, `fork`. See the crate's
+    /// documentation. It must not be locked (`mlock`).
+    ///
+    /// # Safety
+    /// As long as the region lives, nobody relies on the memory's contents being stable: devices and other threads store to it,
+    /// so no reference that excludes that (`&mut`, `&` of anything but atomics) may be used. With [`Faults::InThread`] it must
+    /// not be memory that an allocator still hands out pieces of (of which only the heap is recognised), nor the stack of a thread
+    /// without an alternate signal stack (of which the calling and the main thread's are).
+    ///
+    /// # Errors
+    /// [`AdoptError`]: what it is, where, and what to do.
+    pub unsafe fn adopt(&self, start: NonNull<u8>, len: ByteLen) -> Result<Region, AdoptError> {
+        // SAFETY: passed on to the caller.
+        unsafe { self.adopt_in(start, len, base_granule()) }
+    }
+
+    /// As [`Space::adopt`], in granules of 2 MiB, of which the memory must be whole ones: it is claimed and given back in those,
+    /// in two system calls for many. Meant for memory that has huge pages (see `MADV_HUGEPAGE`), and has been touched: what is
+    /// touched first under management gets small pages.
+    ///
+    /// # Safety
+    /// That of [`Space::adopt`].
+    ///
+    /// # Errors
+    /// [`AdoptError`].
+    pub unsafe fn adopt_huge(&self, start: NonNull<u8>, len: ByteLen) -> Result<Region, AdoptError> {
+        // SAFETY: passed on to the caller.
+        unsafe { self.adopt_in(start, len, ByteLen(HUGE)) }
+    }
+
+    /// # Safety
+    /// That of [`Space::adopt`].
+    unsafe fn adopt_in(&self, start: NonNull<u8>, len: ByteLen, granule: ByteLen) -> Result<Region, AdoptError> {
+        if fork::in_child() {
+            return Err(AdoptError::Forked);
+        }
+        let core = self.core();
+        if core.config.simulated {
+            return Err(AdoptError::Simulated);
+        }
+        let span = adopt::span(start.as_ptr().expose_provenance(), len, granule)?;
+        let adopted = self.adopted()?;
+        adopt::check(span, &adopted.maps, core.config.faults)?;
+        let pages = len.pages(granule).ok_or(RegionError::TooLarge { len, granule })?;
+        let moved = Moved::new(adopted, core.clone(), span, granule).map_err(|(what, errno)| RegionError::System {
+            len,
+            what,
+            errno,
+        })?;
+        Ok(self.region(AnyBackend::Move(moved), pages, granule)?)
+    }
+
+    /// What the adopted regions have in common; made for the first.
+    fn adopted(&self) -> Result<Shared<Adopted>, AdoptError> {
+        let core = self.core();
+        let mut adopted = core.adopted.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(adopted) = &*adopted {
+            return Ok(adopted.clone());
+        }
+        let failed = |errno| AdoptError::System { what: "mmap of the runtime's tables", errno };
+        let new = Shared::new(Adopted::open(core.config.faults)?).map_err(failed)?;
+        if !new.list() {
+            return Err(AdoptError::System { what: "adopting in more than 64 spaces", errno: Errno::NOMEM });
+        }
+        forks::watch().map_err(|errno| AdoptError::System { what: "pthread_atfork", errno })?;
+        self.inner.service.start_for_adopted(&new).map_err(|error| AdoptError::Thread(error.to_string()))?;
+        Ok(adopted.insert(new).clone())
     }
 
     /// Registers a device. It then is attached to the regions it shall work on ([`Region::attach`]).
@@ -293,11 +390,16 @@ impl SpaceCore {
             stats: Counters::default(),
             records: Records::new().map_err(SpaceError::Memory)?,
             park: Park::new().map_err(SpaceError::Memory)?,
+            delays: Park::new().map_err(SpaceError::Memory)?,
             deputy: Deputy::new().map_err(SpaceError::Memory)?,
             uffd: None,
             process: None,
+            maps: None,
+            adopted: std::sync::Mutex::new(None),
             privilege: Privilege::Simulated,
+            backend: BackendKind::Sim,
             write_protect: true,
+            serves_huge: false,
             tokens: AtomicU64::new(1),
             devices: core::sync::atomic::AtomicU64::new(0),
         })
@@ -307,6 +409,15 @@ impl SpaceCore {
         match self.config.faults {
             Faults::Monitor => 16_000,
             Faults::InThread => 8_000,
+        }
+    }
+
+    /// When a monitor has to look after a touch that it left asleep.
+    pub(crate) fn first_deadline(&self) -> Deadline {
+        let held = self.park.first_deadline(self.config.hold_limit);
+        match self.config.restore {
+            RestorePolicy::Lazy | RestorePolicy::Eager => held,
+            RestorePolicy::Adaptive => held.earlier(self.delays.first_deadline(Duration::ZERO)),
         }
     }
 

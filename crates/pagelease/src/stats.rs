@@ -37,6 +37,12 @@ stats! {
     touches,
     /// Pages given back to the CPU, by whatever way: a touch, its neighbours, a prefetch, an eager lease.
     restores,
+    /// Those of them that the end of a lease gave back: all of its pages that were idle with [`RestorePolicy::Eager`], the ones
+    /// chosen with [`RestorePolicy::Adaptive`].
+    ///
+    /// [`RestorePolicy::Eager`]: crate::RestorePolicy::Eager
+    /// [`RestorePolicy::Adaptive`]: crate::RestorePolicy::Adaptive
+    given_back,
     /// Pages mapped read-only for the CPU while a device kept them for writing.
     read_only_maps,
     /// Calls of a device's `invalidate`.
@@ -51,9 +57,18 @@ stats! {
     waits,
     /// The longest such wait, and the longest for an operation in flight to end, in nanoseconds.
     wait_ns_max,
+    /// Times that a page was found to be fought over by CPU and device, and both were given a minimum residency. With
+    /// [`RestorePolicy::Adaptive`] only.
+    ///
+    /// [`RestorePolicy::Adaptive`]: crate::RestorePolicy::Adaptive
+    fights,
+    /// Touches that left such a page with its device for the rest of the minimum.
+    touches_throttled,
+    /// The longest rest that was asked of one, in nanoseconds. (What it waits for the device to end comes on top.)
+    throttle_ns_max,
     /// Touches that a monitor could not park because the list was full; it woke them to trap again.
     parks_refused,
-    /// Claims that waited for a page's minimum residency with the CPU.
+    /// Claims that waited for a page's minimum residency with the CPU. (With every policy: the CPU has one always.)
     residency_waits,
     /// Devices lost: an operation did not drain in time, or failed.
     devices_lost,
@@ -61,6 +76,15 @@ stats! {
     covers_failed,
     /// Pages that could not be mapped back at the first attempt; the touch trapped again.
     restores_failed,
+    /// Huge pages of adopted memory that claims took whole.
+    huge_pages_moved,
+    /// Huge pages of adopted memory that were split: a claim or a touch was about a part of them.
+    huge_pages_split,
+    /// Accesses through a device's view of adopted memory to pages that the device did not have. They found zeroes, and what
+    /// they stored is lost.
+    stray_accesses,
+    /// Pages of adopted memory that are the program's own again because `mremap` had scattered their region too much.
+    pages_given_up,
 }
 
 /// A counter that any thread may raise, a signal handler included.

@@ -11,6 +11,7 @@
 //! | [`Table`] | zero-filled pages of a mapping of its own | a vector |
 //! | [`Deadline`] | the monotonic clock | a finite one may pass at any moment, by the schedule's choice; an infinite one never |
 //! | [`now_ns`] | the monotonic clock | always 0 |
+//! | [`by_chance`] | never | as the schedule chooses: for what no schedule may depend on |
 //! | [`barrier`] | `membarrier` | nothing to do: sequential consistency is what a membarrier gives |
 //! | [`tid`] | the kernel's thread id | the number of the simulated thread |
 //! | signals | the kernel's | sent by a test, delivered before any access to a [`Word`], by the schedule's choice |

@@ -9,19 +9,29 @@
 //!   settle    wake sleepers; give the page to a touch that was left waiting
 //! ```
 //!
+//! With the adaptive policy a touch may have to wait before that, because its page is fought over (`thrash`): in its own
+//! thread it sleeps, and a monitor leaves it to `SpaceCore::delays`.
+//!
 //! Signal-safe throughout: no allocation, no lock, no formatting; it touches the runtime's own mappings only, and no CPU
 //! view. Order of `busy`: ascending, and never waited for while another is had.
 
 use pagelease_protocol::touch::{Service, TouchStep};
 use pagelease_protocol::{Cause, Obstacle, Origin, OwnerId, PageIndex, PageRange, PageWord, hold, touch};
 
+use pagelease_sys::Errno;
+
 use crate::backend::{MapOutcome, Mapped};
 use crate::invalidate::invalidate;
 use crate::mutant::{self, Mutant};
-use crate::records::{BORROWED, Phase, Record, SERVICE_TICKET};
+use crate::records::{BORROWED, Begun, Phase, Record, SERVICE_TICKET};
 use crate::region::RegionCore;
 use crate::sequence::WINDOW_MAX;
-use crate::sync::{Deadline, Waited, block_signals, now_ns};
+use crate::service::monitor::defer;
+use crate::space::Faults;
+use crate::sync::{Deadline, Waited, block_signals, now_ns, sleep_until};
+
+/// The most pages that a huge page has.
+const WHOLE_MAX: usize = 512;
 
 /// Which thread touched.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
@@ -63,12 +73,19 @@ pub(crate) struct Toucher {
     pub(crate) write: Option<bool>,
     /// It touched before any claim with this token or a later one began; as far as whoever serves it can know.
     pub(crate) read_at: u64,
+    /// It has left the page with its device for the minimum already.
+    pub(crate) delayed: bool,
 }
 
 impl Toucher {
     /// A touch whose thread does not run until it is served.
     pub(crate) fn stopped(who: Who, write: Option<bool>) -> Self {
-        Self { who, write, read_at: u64::MAX }
+        Self { who, write, read_at: u64::MAX, delayed: false }
+    }
+
+    /// One that was left asleep, and whose time has come. Nobody knows any more who it was.
+    pub(crate) fn delayed() -> Self {
+        Self { delayed: true, ..Self::stopped(Who::Nobody, Some(true)) }
     }
 }
 
@@ -100,12 +117,24 @@ pub(crate) fn serve(region: &RegionCore, page: PageIndex, toucher: Toucher, serv
     let space = &region.space;
     let mut write = toucher.write.unwrap_or(false);
     let mut since: Option<u64> = None;
+    let mut delayed = toucher.delayed || !region.thrash.is_watched();
     loop {
         if region.is_closing() {
             return Served::Done;
         }
         let word = region.word(page);
-        match touch::step(word, write) {
+        let step = touch::step(word, write);
+        if !delayed && let Some(until_ns) = device_keeps_until(region, page, word, step, toucher, server) {
+            delayed = true;
+            if server == Server::InThread {
+                sleep_until(Deadline::at(until_ns));
+                continue;
+            }
+            if space.delays.insert(region.id, page, until_ns) {
+                return Served::Parked;
+            }
+        }
+        match step {
             TouchStep::Take(_, Service::Restore(owner))
                 if server == Server::InThread && !region.is_signal_safe(owner) =>
             {
@@ -173,12 +202,85 @@ pub(crate) fn serve(region: &RegionCore, page: PageIndex, toucher: Toucher, serv
     Served::Done
 }
 
+/// A touch trapped at a page that is mapped for it as far as the backend knows. Either somebody has mapped it since: then
+/// `allowed`, which is asked while nobody can revoke the page, says so, and the touch may be tried again. Or it is no touch of
+/// a device's page, but a fault of the program's own. `None`: it is to be served, like any other.
+pub(crate) fn is_stale(
+    region: &RegionCore,
+    page: PageIndex,
+    write: bool,
+    allowed: impl FnOnce() -> bool,
+) -> Option<bool> {
+    let word = region.word(page);
+    let TouchStep::Take(next, service @ (Service::Map | Service::MapReadOnly)) = touch::step(word, write) else {
+        return None;
+    };
+    if !region.swap(page, word, if word.held() { next } else { next.signed(SERVICE_TICKET) }) {
+        return None;
+    }
+    let allowed = allowed();
+    let unsigned = |now: PageWord| if now.held() { now } else { now.unsigned(word.generation()) };
+    region.update(page, |now| touch::abandon(unsigned(now), service));
+    Some(allowed)
+}
+
+/// Until when a touch has to leave the page with its device, which has it or is just claiming it: it is fought over.
+fn device_keeps_until(
+    region: &RegionCore,
+    page: PageIndex,
+    word: PageWord,
+    step: TouchStep,
+    toucher: Toucher,
+    server: Server,
+) -> Option<u64> {
+    if matches!(server, Server::Owed | Server::Deputy) {
+        // It has waited already, as any touch waits.
+        return None;
+    }
+    let disturbs = match step {
+        TouchStep::Take(_, Service::Restore(_)) => false,
+        TouchStep::Wait(Obstacle::Held) => true,
+        TouchStep::Wait(Obstacle::Busy) if claiming_record(region, word).is_some() => true,
+        TouchStep::Take(..) | TouchStep::Wait(_) => return None,
+    };
+    // A thread fights with nobody over what it claims and holds itself.
+    if let TouchStep::Wait(obstacle) = step
+        && own_record(region, page, word, obstacle, toucher).is_some()
+    {
+        return None;
+    }
+    if disturbs {
+        disturbed(region, page);
+    }
+    let (stats, now_ns) = (&region.space.stats, now_ns());
+    let until_ns = region.thrash.device_keeps_until(page, now_ns)?;
+    stats.touches_throttled.one();
+    stats.throttle_ns_max.at_least(until_ns.saturating_sub(now_ns));
+    Some(until_ns)
+}
+
+/// A touch finds that a device uses `page`, or is about to.
+fn disturbed(region: &RegionCore, page: PageIndex) {
+    if region.thrash.is_watched() && region.thrash.disturbed(page, now_ns()) {
+        region.space.stats.fights.one();
+    }
+}
+
 /// The page, taken `busy` at `generation`, goes from `owner` to the CPU; so do its neighbours, when touches run in sequence.
 fn restore(region: &RegionCore, page: PageIndex, generation: u16, owner: OwnerId, toucher: Toucher) -> MapOutcome {
+    if let Some(whole) = region.backend.whole(page) {
+        return restore_whole(region, page, generation, owner, toucher, whole);
+    }
     let mut generations = [0; WINDOW_MAX];
     generations[0] = generation;
     let mut end = page.0 + 1;
     if let Some(stream) = toucher.who.stream() {
+        if region.history.is_kept()
+            && let Some(passed) = region.sequence.passed(stream, page)
+        {
+            let walked = passed.iter().filter(|&page| region.word(page).owner().is_none());
+            walked.for_each(|page| region.history.touched(page));
+        }
         let window = region.sequence.window(stream, page).min(region.pages - page.0);
         while end < page.0 + window
             && take_neighbour(region, PageIndex(end), owner, &mut generations[(end - page.0) as usize])
@@ -188,8 +290,48 @@ fn restore(region: &RegionCore, page: PageIndex, generation: u16, owner: OwnerId
         region.sequence.touched(stream, end);
     }
     let pages = PageRange::new(page.0, end).expect("holds the page");
+    restore_taken(region, page, pages, owner, toucher, &generations)
+}
+
+/// As [`restore`], with all of `whole`, so that a huge page stays one; unless somebody has a part of it.
+#[cold]
+#[inline(never)]
+fn restore_whole(
+    region: &RegionCore,
+    page: PageIndex,
+    generation: u16,
+    owner: OwnerId,
+    toucher: Toucher,
+    whole: PageRange,
+) -> MapOutcome {
+    let mut generations = [0; WHOLE_MAX];
+    let mut take =
+        |page: u32| take_neighbour(region, PageIndex(page), owner, &mut generations[(page - whole.start()) as usize]);
+    let (mut start, mut end) = (page.0, page.0 + 1);
+    while end < whole.end() && take(end) {
+        end += 1;
+    }
+    while end == whole.end() && start > whole.start() && take(start - 1) {
+        start -= 1;
+    }
+    generations[(page.0 - whole.start()) as usize] = generation;
+    let pages = PageRange::new(start, end).expect("holds the page");
+    // Its minimum residency is the huge page's, at whose start a claim waits; within it, it would split it.
+    let first = PageIndex(start);
+    restore_taken(region, first, pages, owner, toucher, &generations[(start - whole.start()) as usize..])
+}
+
+/// `pages`, all taken `busy` at their `generations`, go from `owner` to the CPU; `page` shall stay there for a minimum time.
+fn restore_taken(
+    region: &RegionCore,
+    page: PageIndex,
+    pages: PageRange,
+    owner: OwnerId,
+    toucher: Toucher,
+    generations: &[u16],
+) -> MapOutcome {
     if mutant::active(Mutant::WakeBeforeMap) {
-        commit_all(region, pages, &generations);
+        commit_all(region, pages, generations);
         invalidate(region, owner, pages, Cause::Clear, Origin::default(), toucher.who);
         let _ = region.backend.map(pages, Mapped::Writable);
         return MapOutcome::Mapped;
@@ -197,11 +339,17 @@ fn restore(region: &RegionCore, page: PageIndex, generation: u16, owner: OwnerId
     if mutant::active(Mutant::RestoreBeforeInvalidate) {
         let _ = region.backend.map(pages, Mapped::Writable);
     }
-    invalidate(region, owner, pages, Cause::Clear, Origin::default(), toucher.who);
+    let disturbs = invalidate(region, owner, pages, Cause::Clear, Origin::default(), toucher.who);
+    if disturbs {
+        disturbed(region, page);
+        region.history.taken(page);
+    } else {
+        region.history.touched(page);
+    }
     let outcome = map_for_cpu(region, pages, Mapped::Writable);
     region.space.stats.restores.add(u64::from(pages.len()));
     region.residency.restored(page);
-    commit_all(region, pages, &generations);
+    commit_all(region, pages, generations);
     outcome
 }
 
@@ -216,7 +364,7 @@ fn take_neighbour(region: &RegionCore, page: PageIndex, owner: OwnerId, generati
     of == owner && region.swap(page, word, next.signed(SERVICE_TICKET))
 }
 
-fn commit_all(region: &RegionCore, pages: PageRange, generations: &[u16; WINDOW_MAX]) {
+fn commit_all(region: &RegionCore, pages: PageRange, generations: &[u16]) {
     for (page, &generation) in pages.iter().zip(generations) {
         region.update(page, |word| touch::commit(word.unsigned(generation)));
     }
@@ -241,8 +389,13 @@ fn map_read_only(region: &RegionCore, page: PageIndex, taken_at: PageWord) -> Ma
 
 /// Maps; where the kernel cannot just now (no memory for a page table), the touch is let go, and traps again.
 pub(crate) fn map_for_cpu(region: &RegionCore, pages: PageRange, how: Mapped) -> MapOutcome {
-    region.backend.map(pages, how).unwrap_or_else(|_| {
-        if !region.is_closing() {
+    region.backend.map(pages, how).unwrap_or_else(|errno| {
+        if errno == Errno::AGAIN {
+            // The program is changing the layout of its address space.
+            if region.space.config.faults == Faults::Monitor && defer() {
+                return MapOutcome::Mapped;
+            }
+        } else if !region.is_closing() {
             region.space.stats.restores_failed.one();
         }
         region.backend.wake(pages);
@@ -287,7 +440,8 @@ fn serve_own_claim(region: &RegionCore, page: PageIndex, word: PageWord, record:
         return false;
     }
     let records = &region.space.records;
-    let begun = records.begin(region.id.0, single(page), Cause::Clear, Origin::default());
+    let mut begun = Begun::NONE;
+    let heard = records.begin(&mut begun, region.id.0, single(page), Cause::Clear, Origin::default());
     let committing = record.phase() == Phase::Committing;
     // Up to the commit point a previous owner may still use the page; behind it, the claiming device may.
     if let Some(user) = if committing { record.owner() } else { word.owner() } {
@@ -302,7 +456,7 @@ fn serve_own_claim(region: &RegionCore, page: PageIndex, word: PageWord, record:
         }
         _ => region.update(page, |word| word.signed(record.id())),
     }
-    if let Some(begun) = begun {
+    if heard {
         records.end(&begun);
     }
     true
@@ -320,6 +474,11 @@ fn park(region: &RegionCore, page: PageIndex, word: PageWord) -> bool {
     let parked = region.swap(page, word, touch::wait(word, false));
     if !parked {
         space.park.remove(region.id, page);
+    } else if !space.park.insert(region.id, page, now_ns()) {
+        // Another monitor took the note for one that was left behind, while there was no bit yet, and there is no room for a
+        // new one. Without it nobody would break the hold at its limit.
+        space.stats.parks_refused.one();
+        region.backend.wake(single(page));
     }
     parked
 }

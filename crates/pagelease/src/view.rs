@@ -153,8 +153,7 @@ impl Drop for ViewCore {
         }
         let slot = self.slot();
         slot.stop();
-        let claimed = PageRange::new(slot.low.load(Ordering::SeqCst), slot.high.load(Ordering::SeqCst));
-        if let Some(claimed) = claimed
+        if let Some(claimed) = slot.claimed()
             && let Some(_operation) = self.region.enter()
         {
             bring_back(&self.region, claimed, Of::Device(self.device.id), Cause::Release, Patience::None);

@@ -14,24 +14,45 @@ mod touches;
 
 mod support;
 
+/// A module a rig, a test a line.
 macro_rules! suite {
-    ($($file:ident: $($name:ident)+;)+) => {
-        suite!(@ minor_monitor Minor Monitor $($($file $name)+)+);
-        suite!(@ minor_in_thread Minor InThread $($($file $name)+)+);
-        suite!(@ sim_monitor Sim Monitor $($($file $name)+)+);
-        suite!(@ sim_in_thread Sim InThread $($($file $name)+)+);
+    (rigs: $($rig:ident: $memory:ident $backend:ident $faults:ident)+; tests: $tests:tt) => {
+        $(suite!(@ $rig $memory $backend $faults $tests);)+
     };
-    (@ $rig:ident $backend:ident $faults:ident $($file:ident $name:ident)+) => {
+    (@ $rig:ident $memory:ident $backend:ident $faults:ident { $($file:ident: $($name:ident)+;)+ }) => {
         mod $rig {
-            $(#[test] fn $name() {
-                crate::harness::Rig { backend: pagelease::BackendKind::$backend, faults: pagelease::Faults::$faults }
-                    .run(crate::$file::$name);
-            })+
+            const RIG: crate::harness::Rig = crate::harness::Rig {
+                name: stringify!($rig),
+                memory: crate::support::memory::Memory::$memory,
+                backend: pagelease::BackendKind::$backend,
+                faults: pagelease::Faults::$faults,
+            };
+            $($(#[test] fn $name() {
+                RIG.run(crate::$file::$name);
+            })+)+
         }
     };
 }
 
 suite! {
+rigs:
+    minor_monitor: Shared Minor Monitor
+    minor_in_thread: Shared Minor InThread
+    memfd_monitor: Memfd Minor Monitor
+    hugetlb_monitor: Huge Minor Monitor
+    hugetlb_in_thread: Huge Minor InThread
+    rwprotect_monitor: Shared RwProtect Monitor
+    rwprotect_in_thread: Shared RwProtect InThread
+    mprotect_in_thread: Shared Mprotect InThread
+    mprotect_hugetlb_in_thread: Huge Mprotect InThread
+    file_in_thread: File Mprotect InThread
+    move_monitor: Adopted Move Monitor
+    move_in_thread: Adopted Move InThread
+    move_huge_monitor: AdoptedHuge Move Monitor
+    move_huge_in_thread: AdoptedHuge Move InThread
+    sim_monitor: Sim Sim Monitor
+    sim_in_thread: Sim Sim InThread;
+tests: {
     claims:
         a_claim_takes_the_page_and_a_touch_gives_it_back
         a_page_that_nobody_touched_is_trapped_too
@@ -82,4 +103,5 @@ suite! {
         a_software_device_and_the_cpu_count_together
         a_notifier_hears_of_what_concerns_it
         capabilities_are_honest;
+}
 }

@@ -211,7 +211,7 @@ fn a_driver_that_does_not_drain_is_lost() {
 fn a_driver_s_table_agrees_with_the_page_words() {
     let _watchdog = watchdog();
     for faults in MODES {
-        for policy in [RestorePolicy::Lazy, RestorePolicy::Eager] {
+        for policy in [RestorePolicy::Lazy, RestorePolicy::Eager, RestorePolicy::Adaptive] {
             let builder = Space::builder().faults(faults).restore(policy).hold_limit(Duration::from_millis(1));
             let Some(space) = open(builder) else { return };
             let region = space.allocate(ByteLen(16 * 4096)).unwrap();

@@ -345,7 +345,7 @@ fn a_stuck_device_is_lost(faults: Faults, wanted: Wanted) {
 
     // Its other pages come back; it is given none any more.
     assert_eq!((at(&region, 1, 0).load(SeqCst), at(&region, 2, 0).load(SeqCst)), (41, 42));
-    let refused = view.claim(one(4), Access::Exclusive).err().expect("refused");
+    let refused = view.claim(one(4), Access::Exclusive).expect_err("refused");
     assert!(matches!(refused, ClaimError::Lost(again) if again == *lost), "{refused}");
     let elsewhere = space.allocate(ByteLen(1)).unwrap();
     assert!(matches!(stuck.attach(&elsewhere), Err(AttachError::Lost(again)) if again == *lost));

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use pagelease::software::{DevicePage, Item, SoftwareConfig, SoftwareDevice};
 use pagelease::{
-    Access, ByteLen, Device, DeviceHandle, Faults, Grant, Invalidation, NotDrained, Region, RestorePolicy, Space,
+    Access, BackendKind, ByteLen, Device, DeviceHandle, Faults, Grant, Invalidation, NotDrained, Region, RestorePolicy,
+    Space,
 };
 
 use support::{MODES, PLAIN, Rng, a_while, at, one, open, page, pages, watchdog};
@@ -351,5 +352,49 @@ fn a_handler_touches_a_page_that_its_thread_waits_for() {
             lease.end().unwrap();
         });
         assert_eq!((at(&region, 0, 0).load(SeqCst), ADDED.load(SeqCst)), (2, 1), "{faults:?}");
+    }
+}
+
+/// Has the calling thread handle signals on a painted stack from now on; returns it.
+fn painted_stack() -> &'static [u8] {
+    let stack = vec![PAINT; 64 << 10].leak();
+    let new = libc::stack_t { ss_sp: stack.as_mut_ptr().cast(), ss_flags: 0, ss_size: stack.len() };
+    // SAFETY: the stack is never freed; the thread is not on one now.
+    assert_eq!(unsafe { libc::sigaltstack(&raw const new, std::ptr::null_mut()) }, 0);
+    stack
+}
+
+const PAINT: u8 = 0x5a;
+
+/// A touch is served on the alternate stack of its thread, where it has one. The standard library gives its threads 8 KiB,
+/// or what the kernel needs; up to 3.6 KiB of that are the kernel's, on machines with AVX-512.
+#[test]
+fn serving_a_touch_fits_on_a_small_signal_stack() {
+    const OURS_MAX: usize = 8192 - 3632;
+    let _one = one_at_a_time();
+    let _watchdog = watchdog();
+    for backend in [BackendKind::Minor, BackendKind::Mprotect] {
+        let Some(space) = open(Space::builder().faults(Faults::InThread).backend(backend)) else { return };
+        let region = space.allocate(ByteLen(64 * 4096)).unwrap();
+        let device = space.register(PLAIN).unwrap();
+        let view = region.attach(&device).unwrap();
+        // Of another region, so that each touch has somebody to tell.
+        let elsewhere = space.allocate(ByteLen(4096)).unwrap();
+        let other = elsewhere.attach(&device).unwrap();
+        let _lease = other.claim(one(0), Access::Exclusive).unwrap();
+        view.claim(region.pages(), Access::Exclusive).unwrap().end().unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let stack = painted_stack();
+                // In sequence, so that neighbours come along.
+                (0..64).for_each(|index| assert_eq!(at(&region, index, 0).fetch_add(1, SeqCst), 0));
+                let used = stack.iter().rev().rposition(|&byte| byte != PAINT).map_or(0, |at| at + 1);
+                // SAFETY: no precondition.
+                let kernel = usize::try_from(unsafe { libc::getauxval(libc::AT_MINSIGSTKSZ) }).unwrap();
+                assert!(used > kernel, "it was served there");
+                assert!(used - kernel < OURS_MAX, "{backend:?}: {used} bytes, of which {kernel} the kernel's");
+                eprintln!("{backend:?}: {} bytes", used - kernel);
+            });
+        });
     }
 }

@@ -118,8 +118,13 @@ impl Bare {
     /// `mprotect` of the whole CPU view: readable and writable, or not at all.
     #[inline]
     pub(super) fn protect(&self, open: bool) -> Result<(), Errno> {
+        self.protect_span(self.view.span(), open)
+    }
+
+    /// The same of a part of it.
+    #[inline]
+    fn protect_span(&self, span: Span, open: bool) -> Result<(), Errno> {
         let flags = if open { MprotectFlags::READ | MprotectFlags::WRITE } else { MprotectFlags::empty() };
-        let span = self.view.span();
         // SAFETY: the span is this view's; a touch of it while it is protected is served by the bench's handler.
         unsafe { rustix::mm::mprotect(span.as_ptr().cast(), span.len(), flags) }
     }
@@ -215,6 +220,11 @@ impl<'a> Handler<'a> {
         Self::new(libc::SIGSEGV, unprotect_all, bare)
     }
 
+    /// SIGSEGV, served by `mprotect` of the page.
+    pub(super) fn sigsegv_of_a_page(bare: &'a Bare) -> Self {
+        Self::new(libc::SIGSEGV, unprotect_page, bare)
+    }
+
     fn new(signal: c_int, handler: extern "C" fn(c_int, *mut siginfo_t, *mut c_void), bare: &'a Bare) -> Self {
         // SAFETY: a sigaction of zeroes is a valid one.
         let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
@@ -272,6 +282,15 @@ extern "C" fn unprotect_all(_: c_int, info: *mut siginfo_t, _: *mut c_void) {
     // SAFETY: as in `continue_page`.
     let address = unsafe { (*info).si_addr() }.addr();
     if served(address).is_none_or(|bare| bare.protect(true).is_err()) {
+        std::process::abort();
+    }
+}
+
+extern "C" fn unprotect_page(_: c_int, info: *mut siginfo_t, _: *mut c_void) {
+    // SAFETY: as in `continue_page`.
+    let address = unsafe { (*info).si_addr() }.addr();
+    let page = served(address).zip(Span::page_of(address));
+    if page.is_none_or(|(bare, page)| bare.protect_span(page, true).is_err()) {
         std::process::abort();
     }
 }

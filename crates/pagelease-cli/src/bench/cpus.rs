@@ -37,6 +37,17 @@ impl Cpus {
         pin(None, here)?;
         Ok(Self { here, there })
     }
+
+    /// Calls `work` with the calling thread free to run on either: a program that it starts inherits that, and takes the same.
+    pub(super) fn with_both<R>(self, work: impl FnOnce() -> Result<R>) -> Result<R> {
+        let mut both = CpuSet::new();
+        both.set(self.here);
+        both.set(self.there);
+        sched_setaffinity(None, &both).context("sched_setaffinity to both CPUs")?;
+        let result = work();
+        pin(None, self.here)?;
+        result
+    }
 }
 
 /// Pins a thread, or the calling one, to `cpu`.

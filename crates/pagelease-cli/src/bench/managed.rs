@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Result;
 use pagelease::software::{SoftwareConfig, SoftwareDevice};
-use pagelease::{Access, ByteLen, Faults, PageRange, Region, Space, View};
+use pagelease::{Access, BackendKind, ByteLen, Faults, PageRange, Region, RestorePolicy, Space, View};
 use pagelease_sys::page_size;
 
 use super::bare::{Bare, Trap};
@@ -57,6 +57,17 @@ impl Managed {
     /// pages lie in physical memory as the other's do: what lies in a row is dealt with a third faster than what is scattered.
     pub(super) fn beside_bare(faults: Faults, count: usize, service_cpu: usize, trap: Trap) -> Result<(Self, Bare)> {
         let managed = Self::untouched(faults, count, service_cpu, SoftwareConfig::default())?;
+        managed.and_bare(count, trap)
+    }
+
+    /// The same on the `mprotect` backend.
+    pub(super) fn mprotect_beside_bare(count: usize, service_cpu: usize) -> Result<(Self, Bare)> {
+        let space = Space::builder().faults(Faults::InThread).backend(BackendKind::Mprotect).build()?;
+        Self::in_space(space, count, Some(service_cpu), SoftwareConfig::default())?.and_bare(count, Trap::None)
+    }
+
+    fn and_bare(self, count: usize, trap: Trap) -> Result<(Self, Bare)> {
+        let managed = self;
         let bare = Bare::untouched(count, trap)?;
         for first in (0..count).step_by(FEW) {
             managed.populate(first, FEW.min(count - first))?;
@@ -67,13 +78,36 @@ impl Managed {
 
     /// A region of which no page exists yet, and a device of some kind.
     pub(super) fn untouched(faults: Faults, count: usize, service_cpu: usize, config: SoftwareConfig) -> Result<Self> {
-        let space = Space::builder().faults(faults).build()?;
-        if faults == Faults::Monitor {
-            cpus::pin_named(MONITOR, MONITORS, service_cpu)?;
+        Self::of(Space::builder().faults(faults).build()?, count, Some(service_cpu), config)
+    }
+
+    /// As [`Managed::new`], with this policy. The threads of the runtime run on `service_cpu`; if there is none, where the
+    /// calling thread does. Only so there can be several at a time.
+    pub(super) fn with_policy(
+        faults: Faults,
+        policy: RestorePolicy,
+        count: usize,
+        service_cpu: Option<usize>,
+    ) -> Result<Self> {
+        let space = Space::builder().faults(faults).restore(policy).build()?;
+        let managed = Self::of(space, count, service_cpu, SoftwareConfig::default())?;
+        managed.populate(0, count)?;
+        Ok(managed)
+    }
+
+    fn of(space: Space, count: usize, service_cpu: Option<usize>, config: SoftwareConfig) -> Result<Self> {
+        if let Some(cpu) = service_cpu.filter(|_| space.faults() == Faults::Monitor) {
+            cpus::pin_named(MONITOR, MONITORS, cpu)?;
         }
+        Self::in_space(space, count, service_cpu, config)
+    }
+
+    fn in_space(space: Space, count: usize, service_cpu: Option<usize>, config: SoftwareConfig) -> Result<Self> {
         let region = space.allocate(ByteLen(count * page_size()))?;
         let device = SoftwareDevice::start(&space, config)?;
-        cpus::pin_named(Self::WORKER, config.workers, service_cpu)?;
+        if let Some(cpu) = service_cpu {
+            cpus::pin_named(Self::WORKER, config.workers, cpu)?;
+        }
         let view = device.attach(&region)?;
         Ok(Self { view, region, device, space })
     }

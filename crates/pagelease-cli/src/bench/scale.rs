@@ -98,7 +98,7 @@ fn empty(setup: &Setup) -> Result<Vec<Figure>> {
 }
 
 /// Memory that can be had without paging out, in bytes.
-fn available() -> Result<usize> {
+pub(super) fn available() -> Result<usize> {
     Ok(1024 * field("/proc/meminfo", "MemAvailable:")?)
 }
 

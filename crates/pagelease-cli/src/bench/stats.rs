@@ -42,6 +42,11 @@ impl Samples {
         self.0.push(ns);
     }
 
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// Their quartiles; of nothing, zeroes.
     pub(super) fn summary(&self) -> Summary {
         let mut sorted = self.0.clone();

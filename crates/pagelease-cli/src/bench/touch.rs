@@ -30,10 +30,10 @@ use super::managed::{Managed, pages, words_per_page};
 use super::stats::{Arms, spin_for, time};
 
 /// The pages of both mappings, taken together and touched one by one.
-const PAGES: usize = 1024;
+pub(super) const PAGES: usize = 1024;
 
 /// No touch within this time of the last one of a page that is claimed: more than any minimum residency.
-const RESIDENCY_NS: u64 = 3_000_000;
+pub(super) const RESIDENCY_NS: u64 = 3_000_000;
 
 /// After it, the runtime's monitors sleep: they spin for less, once there is nothing to do.
 const QUIET_NS: u64 = 400_000;
@@ -51,7 +51,7 @@ pub(super) fn run(setup: &Setup) -> Result<Vec<Figure>> {
 }
 
 /// The `turn`th page to touch: all of them in 1024 turns, none next to the one before.
-fn nth(turn: usize) -> usize {
+pub(super) fn nth(turn: usize) -> usize {
     turn * 389 % PAGES
 }
 
@@ -79,7 +79,7 @@ impl<'a> Pages<'a> {
     }
 }
 
-fn touch(bare: &Bare, page: usize) {
+pub(super) fn touch(bare: &Bare, page: usize) {
     core::hint::black_box(bare.words()[page * words_per_page()].load(std::sync::atomic::Ordering::Relaxed));
 }
 

@@ -4,15 +4,16 @@ use std::fmt::Display;
 
 use anyhow::Result;
 use pagelease_sys::uffd::{self, Features, OpenPath};
-use pagelease_sys::{Errno, page_size, thread};
+use pagelease_sys::{Errno, mem, page_size, thread};
 use rustix::process::Signal;
 
 use super::machine::{self, HugePages, Privilege};
 use super::{Attempt, Check, Mode, Report, Thread, Threads, Userfaultfd, trial};
 
 /// The features worth a line, and what each gives.
-const FEATURES: [(Features, &str); 7] = [
+const FEATURES: [(Features, &str); 8] = [
     (Features::MINOR_SHMEM, "traps touches of memory files (5.14)"),
+    (Features::MINOR_HUGETLBFS, "traps touches of huge pages of a pool (5.13)"),
     (Features::THREAD_ID, "names the thread that touched (4.14)"),
     (Features::EXACT_ADDRESS, "says which byte was touched (5.18)"),
     (Features::SIGBUS, "lets the touching thread serve itself (4.14)"),
@@ -63,12 +64,16 @@ fn attempt((path, answer): &(OpenPath, Result<Features, Errno>)) -> Attempt {
 }
 
 /// What the trials showed to work.
+#[derive(Default)]
 struct Tried {
     monitor: bool,
     /// System calls that touch a device's page wait for it, like any touch.
     system_calls: bool,
     in_thread: bool,
     write_protection: bool,
+    read_write_protection: bool,
+    huge_page: bool,
+    mprotect: bool,
 }
 
 struct List(Vec<Check>);
@@ -156,8 +161,8 @@ impl List {
     fn tried(&mut self, in_force: Option<(OpenPath, Features)>) -> Tried {
         const SECTION: &str = "tried";
         if in_force.is_none() {
-            self.add(SECTION, "everything", false, "not without userfaultfd").needed = true;
-            return Tried { monitor: false, system_calls: false, in_thread: false, write_protection: false };
+            self.add(SECTION, "everything else", false, "not without userfaultfd").needed = true;
+            return Tried { mprotect: self.mprotect(), ..Tried::default() };
         }
         let served = |what| move |ns| format!("{what} in {}", microseconds(ns));
         let first = self.0.len();
@@ -191,7 +196,37 @@ impl List {
         let say = |()| "a read passes, a write is trapped".to_owned();
         let answer = trial::write_protection();
         let write_protection = self.trial(SECTION, "write protection", answer, say).ok;
-        Tried { monitor, system_calls, in_thread, write_protection }
+
+        let offered = in_force.is_some_and(|(_, features)| features.contains(Features::RWP));
+        let read_write_protection = if offered {
+            let say = |()| "a read is trapped, and nothing unmapped".to_owned();
+            self.trial(SECTION, "read-write protection", trial::read_write_protection(), say).ok
+        } else {
+            let found = "not in this kernel (7.3 has it): pages are unmapped and mapped again";
+            self.add(SECTION, "read-write protection", false, found).ok
+        };
+        let huge_page = match trial::huge_page() {
+            Ok(trial::HugePage::Works) => self.add(SECTION, "huge page of the pool", true, "revoked and given back").ok,
+            Ok(trial::HugePage::EmptyPool) => {
+                let found = "not tried: none is free; see huge pages below";
+                self.add(SECTION, "huge page of the pool", false, found).ok
+            }
+            Err(error) => self.add(SECTION, "huge page of the pool", false, format!("{error:#}")).ok,
+        };
+        let mprotect = self.mprotect();
+        Tried { monitor, system_calls, in_thread, write_protection, read_write_protection, huge_page, mprotect }
+    }
+
+    /// The way that needs no userfaultfd.
+    fn mprotect(&mut self) -> bool {
+        let name = "mprotect";
+        let blocked = thread::threads_blocking(Signal::SEGV.as_raw())
+            .is_ok_and(|threads| threads.iter().any(|(tid, _)| *tid == thread::tid()));
+        if blocked {
+            return self.add("tried", name, false, "not tried: whoever started the doctor blocks SIGSEGV").ok;
+        }
+        let say = |ns| format!("a touch of a closed page is served by the touching thread in {}", microseconds(ns));
+        self.trial("tried", name, trial::mprotect(), say).ok
     }
 
     /// Whether what every mode needs is there.
@@ -215,7 +250,26 @@ impl List {
         if !check.ok {
             check.found += "; one call a page instead (6.13 has it)";
         }
+        self.mappings();
         all
+    }
+
+    /// How many scattered pages devices may have of regions on `mprotect`: up to two mappings each.
+    fn mappings(&mut self) {
+        /// What the kernel has where nobody has changed it.
+        const USUAL: usize = 65_530;
+        let name = "vm.max_map_count";
+        let Some(limit) = mem::max_map_count() else {
+            self.add("kernel", name, false, format!("cannot be read; {USUAL} is assumed"));
+            return;
+        };
+        // Seven eighths are for regions, less what the program has mapped itself.
+        let pages = limit / 16 * 7;
+        let found = format!("{limit}: with mprotect, devices may have some {pages} pages at a time");
+        let check = self.add("kernel", name, limit >= USUAL, found);
+        if limit < USUAL {
+            check.remedy = Some(format!("sudo sysctl {name}={USUAL}"));
+        }
     }
 
     fn huge_pages(&mut self, huge: &HugePages) {
@@ -291,12 +345,28 @@ fn modes(in_force: Option<(OpenPath, Features)>, tried: &Tried) -> Vec<Mode> {
         (true, false) => "a system call that touches a device's page fails with EFAULT",
         (false, _) => "touches cannot be served by a thread",
     };
+    let exclusive_write = if tried.read_write_protection {
+        "a device writes, the CPU may still read; ask for BackendKind::Minor"
+    } else {
+        "a device writes, the CPU may still read"
+    };
     let adopts = in_force.is_some_and(|(_, features)| features.contains(Features::MOVE));
     vec![
         mode("monitor", tried.monitor, monitor),
         mode("in-thread", tried.in_thread, "faster; a system call that touches a device's page fails with EFAULT"),
-        mode("exclusive write", tried.write_protection, "a device writes, the CPU may still read"),
+        mode("exclusive write", tried.write_protection, exclusive_write),
         mode("adopted memory", adopts, "private memory that exists already"),
+        mode(
+            "rwprotect",
+            tried.read_write_protection,
+            "chosen by itself; a device's pages stay mapped, protected; no exclusive write",
+        ),
+        mode("huge pages", tried.huge_page, "regions of 2 MiB pages out of the pool"),
+        mode(
+            "mprotect",
+            tried.mprotect,
+            "files on a disk, a device's memory, and no userfaultfd at all; in-thread only",
+        ),
     ]
 }
 

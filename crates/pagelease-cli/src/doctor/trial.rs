@@ -12,9 +12,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use pagelease_sys::mem::{self, Mapping, SelfProcess};
-use pagelease_sys::signal::{self, BusFault};
+use pagelease_sys::signal::{self, Fault, Signal};
 use pagelease_sys::uffd::{ContinueMode, FaultFlags, Features, RegisterMode, Uffd};
 use pagelease_sys::{Errno, Span, barrier, page_size, thread};
+
+mod backends;
+pub(super) use backends::{HugePage, huge_page, mprotect, read_write_protection};
 
 /// The features that every space asks for.
 pub(super) const NEEDED: Features = Features::MINOR_SHMEM.union(Features::THREAD_ID);
@@ -142,7 +145,9 @@ fn serve<T>(uffd: &Uffd, page: Span, toucher: &ScopedJoinHandle<'_, T>) -> Resul
         };
         let flags = message.fault().context("a message that is no fault")?.flags;
         served.push(flags);
-        if flags.contains(FaultFlags::WP) {
+        if flags.contains(FaultFlags::RWP) {
+            uffd.rw_protect(page, false, true).context("UFFDIO_RWPROTECT")?;
+        } else if flags.contains(FaultFlags::WP) {
             uffd.write_protect(page, false, true).context("UFFDIO_WRITEPROTECT")?;
         } else if let Some(errno) = uffd.continue_pages(page, ContinueMode::empty()).error {
             bail!("UFFDIO_CONTINUE: {errno}");
@@ -161,7 +166,7 @@ pub(super) fn in_thread() -> Result<u64> {
     let scratch = Scratch::new(&uffd, RegisterMode::MINOR)?;
     let page = scratch.view.span();
     ensure!(IN_THREAD.set((uffd, page)).is_ok(), "was tried already, and is tried once a process");
-    signal::install_sigbus(serve_in_thread).context("sigaction")?;
+    signal::install(Signal::Bus, serve_in_thread).context("sigaction")?;
     let answer = scratch.revoke_and_touch();
     // The view is about to go; whatever comes to lie there is not the handler's.
     if let Some((uffd, page)) = IN_THREAD.get() {
@@ -171,7 +176,7 @@ pub(super) fn in_thread() -> Result<u64> {
 }
 
 /// Signal-safe.
-fn serve_in_thread(fault: &BusFault) -> bool {
+fn serve_in_thread(fault: &Fault) -> bool {
     let Some((uffd, page)) = IN_THREAD.get().filter(|(_, page)| page.contains(fault.address)) else {
         return false;
     };

@@ -10,7 +10,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use indicatif::ProgressBar;
 use pagelease::software::{SoftwareConfig, SoftwareDevice};
-use pagelease::{ByteLen, Space};
+use pagelease::{Region, Space};
 
 use super::device;
 use super::input::Input;
@@ -32,19 +32,19 @@ pub(super) struct Shared {
     pub(super) by_device: u64,
 }
 
-/// Counts the file with `cpu_threads` and the device, in one table. The time is from the first update to the moment when
+/// Counts the file with `cpu_threads` and the device, in one table, which is `region`. The time is from the first update to the moment when
 /// the CPU has read the last total.
 pub(super) fn shared(
     space: &Space,
+    region: &Region,
     input: &Input,
     unit: Unit,
     cpu_threads: usize,
     config: SoftwareConfig,
     progress: &ProgressBar,
 ) -> Result<Shared> {
-    let region = space.allocate(ByteLen(unit.values() * size_of::<u64>()))?;
     let device = SoftwareDevice::start(space, config)?;
-    let view = device.attach(&region)?;
+    let view = device.attach(region)?;
     let table = &region.words()[..unit.values()];
 
     let split = Split::new(input, unit, cpu_threads + 1, progress);

@@ -1,7 +1,7 @@
 //! The device's side: chunks become items for the software device, one non-atomic update for each unit of the file.
 //!
-//! An item names a page of the table and up to [`LANES`] of its counters, so that the device is told four updates at a time;
-//! a counter that occurs four times is named four times, and updated four times. The items of a chunk go page by page: the
+//! An item names a page of the table and up to [`LANES`] of its counters, so that the device is told three updates at a time;
+//! a counter that occurs three times is named three times, and updated three times. The items of a chunk go page by page: the
 //! device then claims a page once for many updates.
 //!
 //! The feeder prepares the next chunk while the device works: [`IN_FLIGHT`] chunks are submitted at most.
@@ -21,11 +21,14 @@ use super::unit::Unit;
 /// Chunks that the device has to work on, at most: one to do, and one for when it is done.
 const IN_FLIGHT: usize = 2;
 
-/// Counters that an item names: so many 16-bit indices of words are its argument.
-const LANES: usize = 4;
+/// Counters that an item names: so many indices of words are its argument.
+const LANES: usize = 3;
+
+/// The bits of such an index: enough for the words of a huge page.
+const INDEX_BITS: usize = 21;
 
 /// In an argument: no counter. No page has that many words, see [`Batch::new`].
-const NONE: u16 = u16::MAX;
+const NONE: u32 = (1 << INDEX_BITS) - 1;
 
 /// What the device does with an item.
 fn count(page: &DevicePage<'_>, argument: u64) {
@@ -34,14 +37,14 @@ fn count(page: &DevicePage<'_>, argument: u64) {
     }
 }
 
-fn pack(words: &[u16]) -> u64 {
-    words.iter().rfold(u64::MAX, |argument, &word| argument << 16 | u64::from(word))
+fn pack(words: &[u32]) -> u64 {
+    words.iter().rfold(u64::MAX, |argument, &word| argument << INDEX_BITS | u64::from(word))
 }
 
 #[inline]
 fn unpack(argument: u64) -> impl Iterator<Item = usize> {
-    let word = move |lane| (argument >> (16 * lane)) & u64::from(NONE);
-    (0..LANES).map(word).filter(|&word| word != u64::from(NONE)).map(|word| usize::try_from(word).expect("16 bits"))
+    let word = move |lane| (argument >> (INDEX_BITS * lane)) & u64::from(NONE);
+    (0..LANES).map(word).filter(|&word| word != u64::from(NONE)).map(|word| usize::try_from(word).expect("21 bits"))
 }
 
 /// Has the device count `chunk`, and then chunk after chunk until none is left. Returns how many bytes that was.
@@ -79,13 +82,13 @@ pub(super) fn feed(split: &Split<'_>, device: &SoftwareDevice, view: &View, chun
 struct Batch {
     words_per_page: usize,
     /// For each page of the table, which of its counters to raise, in the order of the file.
-    pages: Vec<Vec<u16>>,
+    pages: Vec<Vec<u32>>,
     items: Vec<Item>,
 }
 
 impl Batch {
     fn new(unit: Unit, words_per_page: usize) -> Self {
-        assert!(words_per_page < usize::from(NONE), "an argument has 16 bits for the index of a word");
+        assert!(words_per_page < NONE as usize, "an argument has {INDEX_BITS} bits for the index of a word");
         let pages = unit.values().div_ceil(words_per_page);
         Self { words_per_page, pages: vec![Vec::new(); pages], items: Vec::new() }
     }
@@ -93,7 +96,7 @@ impl Batch {
     fn fill(&mut self, unit: Unit, bytes: &[AtomicU8]) {
         unit.for_each(bytes, |value| {
             let value = usize::from(value);
-            let word = u16::try_from(value % self.words_per_page).expect("a page has fewer words");
+            let word = u32::try_from(value % self.words_per_page).expect("a page has fewer words");
             self.pages[value / self.words_per_page].push(word);
         });
         self.items.clear();
@@ -109,10 +112,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_argument_names_up_to_four_words() {
-        for words in [&[0][..], &[511, 0], &[1, 2, 3], &[7, 7, 7, 7]] {
+    fn an_argument_names_up_to_three_words() {
+        for words in [&[0][..], &[511, 0], &[1, 2, 3], &[7, 7, 7], &[65535, 262_143, 0]] {
             let unpacked: Vec<usize> = unpack(pack(words)).collect();
-            assert_eq!(unpacked, words.iter().map(|&word| usize::from(word)).collect::<Vec<_>>());
+            assert_eq!(unpacked, words.iter().map(|&word| word as usize).collect::<Vec<_>>());
         }
         assert_eq!(unpack(pack(&[])).count(), 0);
     }

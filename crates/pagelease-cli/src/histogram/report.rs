@@ -7,6 +7,7 @@ use pagelease::{Faults, Privilege, Space};
 use serde::Serialize;
 
 use super::count::{Counts, Shared};
+use super::table::Memory;
 use super::{Args, Mode};
 
 /// The device claims the pages it works on.
@@ -17,6 +18,8 @@ const EXCLUSIVE: &str = "exclusive";
 pub(super) struct Report {
     mode: &'static str,
     faults: &'static str,
+    memory: &'static str,
+    backend: &'static str,
     privilege: &'static str,
     exact: bool,
     total: u64,
@@ -36,7 +39,14 @@ pub(super) struct Report {
 }
 
 impl Report {
-    pub(super) fn new(mode: Mode, space: &Space, counts: &Counts, reference: &Counts) -> Self {
+    /// `backend`: the one that the table has.
+    pub(super) fn new(
+        (mode, memory): (Mode, Memory),
+        backend: &'static str,
+        space: &Space,
+        counts: &Counts,
+        reference: &Counts,
+    ) -> Self {
         let stats = space.stats();
         let pairs = || reference.counters.iter().zip(&counts.counters);
         Self {
@@ -48,8 +58,16 @@ impl Report {
                 Faults::Monitor => "monitor",
                 Faults::InThread => "in-thread",
             },
+            memory: match memory {
+                Memory::Shared => "shared",
+                Memory::Adopted => "adopted",
+                Memory::Hugetlb => "hugetlb",
+                Memory::File => "file",
+            },
+            backend,
             privilege: match space.privilege() {
                 Privilege::Full => "full",
+                Privilege::NoUserfaultfd => "none",
                 _ => "user-mode-only",
             },
             exact: reference.counters == counts.counters,
@@ -109,6 +127,22 @@ impl Words<'_> {
         }
     }
 
+    fn memory(&self) -> String {
+        let memory = match self.report.memory {
+            "shared" => "shared memory",
+            "adopted" => "the program's own, adopted",
+            "hugetlb" => "huge pages of the system's pool",
+            _ => "a temporary file",
+        };
+        let taken = match self.report.backend {
+            "minor" => "taken by removing the mapping, trapped by userfaultfd",
+            "move" => "carried to the device and back by userfaultfd",
+            "rwprotect" => "protected and trapped by userfaultfd",
+            _ => "protected by mprotect, trapped as SIGSEGV",
+        };
+        format!("{memory}; {taken} ({})", self.report.backend)
+    }
+
     fn shares(&self) -> String {
         let (cpu, device) = (self.shared.by_cpu, self.shared.by_device);
         format!(
@@ -134,6 +168,7 @@ impl Display for Words<'_> {
         let count = HumanCount;
         let privilege = match report.privilege {
             "full" => "full: userfaultfd for every fault",
+            "none" => "none needed: a system call that touches a page of the device's fails with EFAULT",
             _ => {
                 "userfaultfd for user-mode faults only: a system call that touches a page of the device's fails with \
                  EFAULT; `pagelease doctor` says how to change that"
@@ -142,6 +177,7 @@ impl Display for Words<'_> {
         let lines = [
             ("exact", self.verdict()),
             ("mode", self.way().into()),
+            ("memory", self.memory()),
             ("counted", self.shares()),
             (
                 "claims",
@@ -192,7 +228,9 @@ mod tests {
     fn a_difference_is_a_defect_but_for_racy_mode() {
         let space = Space::builder().simulated().build().expect("a simulated space");
         let counts = |counters: [u64; 3]| Counts { counters: counters.into(), elapsed_ns: 1 };
-        let report = |mode, counters| Report::new(mode, &space, &counts(counters), &counts([5, 0, 7]));
+        let report = |mode, counters| {
+            Report::new((mode, Memory::Shared), "minor", &space, &counts(counters), &counts([5, 0, 7]))
+        };
 
         let right = report(Mode::Exclusive, [5, 0, 7]);
         assert_eq!((right.exact, right.total, right.lost_updates, right.defect()), (true, 12, 0, None));

@@ -58,6 +58,36 @@ pub unsafe fn wipe_on_fork(span: Span) -> Result<(), Errno> {
     unsafe { advise(span, Advice::LinuxWipeOnFork) }
 }
 
+/// `MADV_HUGEPAGE`: the kernel may use huge pages here.
+///
+/// # Safety
+///
+/// The span is the caller's.
+///
+/// # Errors
+///
+/// `INVAL`: a kernel without transparent huge pages. `NOMEM`: (part of) the span is not mapped.
+#[inline]
+pub unsafe fn huge_page(span: Span) -> Result<(), Errno> {
+    // SAFETY: passed on to the caller.
+    unsafe { advise(span, Advice::LinuxHugepage) }
+}
+
+/// `MADV_NOHUGEPAGE`: the kernel uses no huge pages here. Those that are here stay as they are.
+///
+/// # Safety
+///
+/// The span is the caller's.
+///
+/// # Errors
+///
+/// `INVAL`: a kernel without transparent huge pages, which uses none anyway. `NOMEM`: (part of) the span is not mapped.
+#[inline]
+pub unsafe fn no_huge_page(span: Span) -> Result<(), Errno> {
+    // SAFETY: passed on to the caller.
+    unsafe { advise(span, Advice::LinuxNoHugepage) }
+}
+
 /// `MADV_POPULATE_WRITE` (5.14): maps every page of the span for writing, as a write would, but without changing
 /// what it contains. On a span registered with a userfaultfd it raises the faults that it was to avoid: populate
 /// through another view.

@@ -1,4 +1,4 @@
-//! Mappings: making, advising, and covering them.
+//! Mappings: making, advising, changing and covering them, and asking the kernel what is mapped.
 //!
 //! Invariants:
 //!
@@ -8,25 +8,34 @@
 //!   or another alias does not write to it meanwhile.
 //! - What takes memory away, or changes what it contains, is `unsafe`: the span must be the caller's to change.
 //!
-//! Signal-safe, and each is one system call but [`cover`]: all functions and methods that take a [`Span`]. Not:
-//! making or dropping a [`Mapping`], and [`memfd`], for the reason only that nobody needs it.
+//! Signal-safe, and each is one system call but [`cover()`]: all functions and methods that take a [`Span`]. Not:
+//! making or dropping a [`Mapping`], and making a file, for the reason only that nobody needs it.
 
 mod advise;
+mod change;
 mod cover;
+mod file;
+mod limits;
+pub mod maps;
+pub mod pagemap;
 #[cfg(test)]
 mod tests;
 
-use core::ffi::{CStr, c_void};
+use core::ffi::c_void;
 use core::ptr::null_mut;
-use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fd::AsFd;
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 
-pub use advise::{SelfProcess, dont_fork, dont_need, populate_write, wipe_on_fork};
+pub use advise::{SelfProcess, dont_fork, dont_need, huge_page, no_huge_page, populate_write, wipe_on_fork};
+pub use change::{Protection, protect, remap, unmap};
 pub use cover::cover;
+pub use file::{memfd, memfd_huge, punch_hole};
+pub use limits::{mapping_count, max_map_count};
+pub use maps::{Area, AreaKind, Maps};
+pub use pagemap::{PageKinds, PageRegion, Pagemap};
 
-use crate::{Span, fork};
+use crate::{Span, fork, page_size};
 
 /// A mapping that is unmapped when dropped. See the [module](self).
 #[derive(Debug)]
@@ -48,6 +57,33 @@ impl Mapping {
         Self::own(unsafe { rustix::mm::mmap_anonymous(null_mut(), len, READ_WRITE, flags) }?, len)
     }
 
+    /// As [`anonymous`](Self::anonymous), at an address that leaves the same remainder as `congruent` when divided by
+    /// `align`: so that `UFFDIO_MOVE` can move whole huge pages between here and there.
+    ///
+    /// # Errors
+    ///
+    /// `INVAL`: `align` is not a power of two and at least the page size, or `len` or `congruent` is not a whole
+    /// number of pages. `NOMEM`: no room for it, which is looked for with `align` bytes to spare.
+    pub fn anonymous_like(len: usize, congruent: usize, align: usize) -> Result<Self, Errno> {
+        let page = page_size();
+        if !align.is_power_of_two() || align < page || congruent & (page - 1) != 0 {
+            return Err(Errno::INVAL);
+        }
+        check_len(len)?;
+        let spare = align - page;
+        let whole = Self::anonymous(len.checked_add(spare).ok_or(Errno::NOMEM)?)?.into_span();
+        let before = congruent.wrapping_sub(whole.start()) & (align - 1);
+        let kept = whole.start() + before;
+        for (start, len) in [(whole.start(), before), (kept + len, spare - before)] {
+            if let Some(end) = Span::new(start, len) {
+                // SAFETY: ours alone, and nobody has used it. It can fail only for want of memory to split a mapping
+                // that the kernel had merged; then some unused addresses stay taken.
+                let _ = unsafe { unmap(end) };
+            }
+        }
+        Ok(Self { span: Span::new(kept, len).ok_or(Errno::INVAL)? })
+    }
+
     /// `len` bytes of the file `fd` from `offset`, shared, readable and writable. Each call makes another view of
     /// the same pages.
     ///
@@ -60,6 +96,27 @@ impl Mapping {
         let flags = MapFlags::SHARED | MapFlags::NORESERVE;
         // SAFETY: a new mapping where the kernel finds room harms no other.
         Self::own(unsafe { rustix::mm::mmap(null_mut(), len, READ_WRITE, flags, fd, offset) }?, len)
+    }
+
+    /// As [`shared`](Self::shared), and what the mapping may come to need is reserved now: on hugetlb, its pages, so
+    /// that no later touch of it finds the pool empty (which would be a SIGBUS).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`shared`](Self::shared); `NOMEM` also when the pool of huge pages is too small.
+    pub fn shared_reserved(fd: impl AsFd, offset: u64, len: usize) -> Result<Self, Errno> {
+        check_len(len)?;
+        // SAFETY: a new mapping where the kernel finds room harms no other.
+        Self::own(unsafe { rustix::mm::mmap(null_mut(), len, READ_WRITE, MapFlags::SHARED, fd, offset) }?, len)
+    }
+
+    /// Owns what is mapped at `span`.
+    ///
+    /// # Safety
+    ///
+    /// It is a mapping of the caller's, which nobody else will unmap.
+    pub unsafe fn from_span(span: Span) -> Self {
+        Self { span }
     }
 
     fn own(start: *mut c_void, len: usize) -> Result<Self, Errno> {
@@ -95,7 +152,7 @@ impl Drop for Mapping {
         }
         // SAFETY: the span is ours alone. It was mapped, so unmapping can fail only for want of memory to split a
         // mapping that the kernel had merged; then it stays, and nobody uses it.
-        let _ = unsafe { rustix::mm::munmap(self.span.as_ptr().cast(), self.span.len()) };
+        let _ = unsafe { unmap(self.span) };
     }
 }
 
@@ -103,24 +160,4 @@ const READ_WRITE: ProtFlags = ProtFlags::READ.union(ProtFlags::WRITE);
 
 fn check_len(len: usize) -> Result<(), Errno> {
     if Span::new(0, len).is_some() { Ok(()) } else { Err(Errno::INVAL) }
-}
-
-/// A memory file of `len` bytes: the pages behind a region, of which [`Mapping::shared`] makes views.
-///
-/// It is close-on-exec, not executable where the kernel knows that flag (6.3), and **sealed against resizing**, by
-/// this process too: a view of it never loses its end, so a SIGBUS in one is never a truncated file's. (Holes can
-/// be punched.) `name` is for `/proc/PID/maps`.
-///
-/// # Errors
-///
-/// Those of `memfd_create` and `ftruncate`.
-pub fn memfd(name: &CStr, len: usize) -> Result<OwnedFd, Errno> {
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let fd = match rustix::fs::memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
-        Err(Errno::INVAL) => rustix::fs::memfd_create(name, flags)?,
-        other => other?,
-    };
-    rustix::fs::ftruncate(&fd, u64::try_from(len).map_err(|_| Errno::FBIG)?)?;
-    rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-    Ok(fd)
 }

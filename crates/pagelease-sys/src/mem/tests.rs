@@ -1,9 +1,12 @@
 //! Against the running kernel.
 
+mod change;
+mod file;
+mod pagemap;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
 use super::*;
-use crate::page_size;
 
 /// The first word of a page; it must not be used after the mapping has gone.
 fn word(span: Span, page: usize) -> &'static AtomicU64 {

@@ -2,6 +2,17 @@
 
 use libc::{sigset_t, ucontext_t};
 
+/// What an instruction that faulted was to do with the address.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub(super) enum Access {
+    /// Read it.
+    Read,
+    /// Write to it, or both.
+    Write,
+    /// Be fetched from it.
+    Fetch,
+}
+
 /// The mask in force when the signal came.
 ///
 /// # Safety
@@ -19,27 +30,33 @@ pub(super) unsafe fn interrupted_mask(context: *const ucontext_t) -> sigset_t {
     mask
 }
 
-/// Whether the faulting instruction was writing; `None` when it was not a page fault.
+/// What the faulting instruction was to do; `None` when it was not a page fault.
 ///
 /// # Safety
 ///
 /// `context` is what the kernel passed to a handler for a signal that it raised itself.
 #[cfg(target_arch = "x86_64")]
-pub(super) unsafe fn was_write(context: *const ucontext_t) -> Option<bool> {
+pub(super) unsafe fn access(context: *const ucontext_t) -> Option<Access> {
     /// Vector 14: a page fault. Then the error code is that of one.
     const PAGE_FAULT: i64 = 14;
     /// `X86_PF_WRITE`.
     const WRITE: i64 = 1 << 1;
+    /// `X86_PF_INSTR`.
+    const FETCH: i64 = 1 << 4;
     // Both indices are small and positive.
     const TRAP: usize = libc::REG_TRAPNO.cast_unsigned() as usize;
     const ERROR: usize = libc::REG_ERR.cast_unsigned() as usize;
 
     // SAFETY: the caller's promise.
     let registers = unsafe { &(*context).uc_mcontext.gregs };
-    (registers[TRAP] == PAGE_FAULT).then(|| registers[ERROR] & WRITE != 0)
+    (registers[TRAP] == PAGE_FAULT).then(|| match registers[ERROR] {
+        error if error & FETCH != 0 => Access::Fetch,
+        error if error & WRITE != 0 => Access::Write,
+        _ => Access::Read,
+    })
 }
 
-/// Whether the faulting instruction was writing; `None` when the kernel does not say, or it was not a data abort.
+/// What the faulting instruction was to do; `None` when the kernel does not say, or it was something else.
 ///
 /// The fault's syndrome is one of the records that follow the registers, each with a magic number and its length.
 ///
@@ -47,7 +64,7 @@ pub(super) unsafe fn was_write(context: *const ucontext_t) -> Option<bool> {
 ///
 /// `context` is what the kernel passed to a handler for a signal that it raised itself.
 #[cfg(target_arch = "aarch64")]
-pub(super) unsafe fn was_write(context: *const ucontext_t) -> Option<bool> {
+pub(super) unsafe fn access(context: *const ucontext_t) -> Option<Access> {
     use core::mem::offset_of;
 
     /// Where the records begin, and how many bytes there are: `__reserved` of `struct sigcontext`, aligned to 16.
@@ -58,6 +75,8 @@ pub(super) unsafe fn was_write(context: *const ucontext_t) -> Option<bool> {
     const HEADER_LEN: usize = 8;
     /// Exception classes: data abort, from user mode and from the kernel.
     const DATA_ABORTS: [u64; 2] = [0x24, 0x25];
+    /// The same of instruction aborts.
+    const INSTRUCTION_ABORTS: [u64; 2] = [0x20, 0x21];
     /// `WnR` of a data abort's syndrome.
     const WRITE: u64 = 1 << 6;
     /// `CM`: a cache maintenance instruction, which sets `WnR` whatever it does.
@@ -79,8 +98,12 @@ pub(super) unsafe fn was_write(context: *const ucontext_t) -> Option<bool> {
         if magic == ESR_MAGIC {
             // SAFETY: inside the records, as the loop's condition says.
             let syndrome = unsafe { records.add(at + HEADER_LEN).cast::<u64>().read() };
-            let data_abort = DATA_ABORTS.contains(&(syndrome >> 26 & 0x3F));
-            return data_abort.then_some(syndrome & (WRITE | CACHE_MAINTENANCE) == WRITE);
+            return match syndrome >> 26 & 0x3F {
+                class if INSTRUCTION_ABORTS.contains(&class) => Some(Access::Fetch),
+                class if !DATA_ABORTS.contains(&class) => None,
+                _ if syndrome & (WRITE | CACHE_MAINTENANCE) == WRITE => Some(Access::Write),
+                _ => Some(Access::Read),
+            };
         }
         // The list ends with a record of magic and length zero.
         if magic == 0 || len < HEADER_LEN {

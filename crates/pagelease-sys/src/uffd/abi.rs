@@ -1,16 +1,14 @@
 //! The kernel's side of userfaultfd: structures and ioctl numbers of `include/uapi/linux/userfaultfd.h`.
 //!
-//! Each request is a type whose layout is the kernel's and which knows its own number, so that a number cannot be
-//! used with another request's argument. Numbers are computed as the kernel's macros do, from the size of the
-//! type, and asserted against the literal value: a field too many does not compile.
+//! How a structure and its number are tied, see [`crate::request`].
 
 use core::ffi::c_void;
-use core::mem::size_of;
 use rustix::fd::{AsFd, FromRawFd, OwnedFd};
 use rustix::io::Errno;
-use rustix::ioctl::{self, Ioctl, IoctlOutput, Opcode, opcode};
+use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, opcode};
 
 use crate::Span;
+use crate::request::{self, Request, request};
 
 /// `USERFAULTFD_IOC`, and `UFFDIO`: the group of every number here.
 const GROUP: u8 = 0xAA;
@@ -18,12 +16,24 @@ const GROUP: u8 = 0xAA;
 pub(super) const UFFD_API: u64 = 0xAA;
 /// `UFFD_EVENT_PAGEFAULT`.
 pub(super) const EVENT_PAGEFAULT: u8 = 0x12;
+/// `UFFD_EVENT_REMAP`.
+pub(super) const EVENT_REMAP: u8 = 0x14;
+/// `UFFD_EVENT_REMOVE`.
+pub(super) const EVENT_REMOVE: u8 = 0x15;
+/// `UFFD_EVENT_UNMAP`.
+pub(super) const EVENT_UNMAP: u8 = 0x16;
 /// `UFFD_USER_MODE_ONLY`, a flag of the system call: serve no fault that the kernel itself takes.
 pub(super) const USER_MODE_ONLY: u32 = 1;
 /// `UFFDIO_WRITEPROTECT_MODE_WP`.
 pub(super) const WRITEPROTECT_MODE_WP: u64 = 1 << 0;
 /// `UFFDIO_WRITEPROTECT_MODE_DONTWAKE`, refused together with the former.
 pub(super) const WRITEPROTECT_MODE_DONTWAKE: u64 = 1 << 1;
+/// `UFFDIO_RWPROTECT_MODE_RWP`.
+pub(super) const RWPROTECT_MODE_RWP: u64 = 1 << 0;
+/// `UFFDIO_RWPROTECT_MODE_DONTWAKE`, refused together with the former.
+pub(super) const RWPROTECT_MODE_DONTWAKE: u64 = 1 << 1;
+/// `UFFDIO_ZEROPAGE_MODE_DONTWAKE`.
+pub(super) const ZEROPAGE_MODE_DONTWAKE: u64 = 1 << 0;
 
 /// `struct uffdio_range`.
 #[repr(C)]
@@ -83,26 +93,42 @@ pub(super) struct Continue {
     pub(super) mapped: i64,
 }
 
-/// A structure that is the argument of one userfaultfd ioctl.
-///
-/// # Safety
-///
-/// `OPCODE` is the number of an ioctl that takes a pointer to exactly this type, reads and writes nothing else of
-/// the caller's memory, and the type is valid for every bit pattern.
-pub(super) unsafe trait Request {
-    /// The ioctl's number.
-    const OPCODE: Opcode;
+/// `struct uffdio_copy`.
+#[repr(C)]
+pub(super) struct CopyPages {
+    pub(super) to: u64,
+    pub(super) from: u64,
+    pub(super) len: u64,
+    pub(super) mode: u64,
+    /// Out, as in [`Continue`].
+    pub(super) copied: i64,
 }
 
-/// Implements [`Request`], and checks the number against the header's.
-macro_rules! request {
-    ($type:ty = $opcode:expr, $literal:literal) => {
-        // SAFETY: the structure is the kernel's, of integers only, and the assertion ties number and size.
-        unsafe impl Request for $type {
-            const OPCODE: Opcode = $opcode;
-        }
-        const _: () = assert!(<$type>::OPCODE == $literal);
-    };
+/// `struct uffdio_zeropage`.
+#[repr(C)]
+pub(super) struct ZeroPages {
+    pub(super) range: Range,
+    pub(super) mode: u64,
+    /// Out, as in [`Continue`].
+    pub(super) zeroed: i64,
+}
+
+/// `struct uffdio_move`.
+#[repr(C)]
+pub(super) struct MovePages {
+    pub(super) to: u64,
+    pub(super) from: u64,
+    pub(super) len: u64,
+    pub(super) mode: u64,
+    /// Out, as in [`Continue`].
+    pub(super) moved: i64,
+}
+
+/// `struct uffdio_rwprotect` (7.3).
+#[repr(C)]
+pub(super) struct RwProtect {
+    pub(super) range: Range,
+    pub(super) mode: u64,
 }
 
 request!(Api = opcode::read_write::<Api>(GROUP, 0x3F), 0xC018_AA3F);
@@ -110,42 +136,17 @@ request!(Register = opcode::read_write::<Register>(GROUP, 0x00), 0xC020_AA00);
 // The kernel reads the argument of these two, but the header says `_IOR`.
 request!(Unregister = opcode::read::<Unregister>(GROUP, 0x01), 0x8010_AA01);
 request!(Wake = opcode::read::<Wake>(GROUP, 0x02), 0x8010_AA02);
+request!(CopyPages = opcode::read_write::<CopyPages>(GROUP, 0x03), 0xC028_AA03);
+request!(ZeroPages = opcode::read_write::<ZeroPages>(GROUP, 0x04), 0xC020_AA04);
+request!(MovePages = opcode::read_write::<MovePages>(GROUP, 0x05), 0xC028_AA05);
 request!(WriteProtect = opcode::read_write::<WriteProtect>(GROUP, 0x06), 0xC018_AA06);
 request!(Continue = opcode::read_write::<Continue>(GROUP, 0x07), 0xC020_AA07);
+request!(RwProtect = opcode::read_write::<RwProtect>(GROUP, 0x09), 0xC018_AA09);
 
-const _: () = assert!(size_of::<usize>() == size_of::<u64>());
-
-/// One ioctl on a userfaultfd, once. The kernel may have written to `request` even when it reports an error.
-/// Signal-safe.
+/// One request, once; for those that return nothing but their structure. Signal-safe.
 #[inline]
 pub(super) fn call<R: Request>(fd: impl AsFd, request: &mut R) -> Result<(), Errno> {
-    // SAFETY: `Request` promises that this number goes with this type.
-    unsafe { ioctl::ioctl(fd, Call(request)) }
-}
-
-/// A request on its way. (`rustix::ioctl::Updater` wants the number as a const generic, which cannot depend on a
-/// type.)
-struct Call<'a, R>(&'a mut R);
-
-// SAFETY: the pointer is to a live, exclusively borrowed `R`, which is what `R::OPCODE` takes and may write to.
-unsafe impl<R: Request> Ioctl for Call<'_, R> {
-    type Output = ();
-    const IS_MUTATING: bool = true;
-
-    #[inline]
-    fn opcode(&self) -> Opcode {
-        R::OPCODE
-    }
-
-    #[inline]
-    fn as_ptr(&mut self) -> *mut c_void {
-        core::ptr::from_mut(self.0).cast()
-    }
-
-    #[inline]
-    unsafe fn output_from_ptr(_: IoctlOutput, _: *mut c_void) -> Result<(), Errno> {
-        Ok(())
-    }
+    request::call(fd, request).map(|_| ())
 }
 
 /// `USERFAULTFD_IOC_NEW`, on `/dev/userfaultfd`: the argument is the flags, the answer a new userfaultfd.

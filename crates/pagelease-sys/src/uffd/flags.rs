@@ -93,6 +93,9 @@ bitflags::bitflags! {
         /// A page that the page cache holds and this mapping does not. A page that the page cache does not hold is
         /// filled without a fault.
         const MINOR = 1 << 2;
+        /// Any touch of a page that [`Uffd::rw_protect`](super::Uffd::rw_protect) protected (7.3; needs
+        /// [`Features::RWP`]). Not together with [`WP`](Self::WP). To take it from a range, unregister first.
+        const RWP = 1 << 3;
     }
 
     /// `UFFDIO_CONTINUE_MODE_*`.
@@ -104,6 +107,24 @@ bitflags::bitflags! {
         const WP = 1 << 1;
     }
 
+    /// `UFFDIO_COPY_MODE_*`.
+    #[derive(Copy, Clone, Eq, PartialEq, Debug, Hash)]
+    pub struct CopyMode: u64 {
+        /// Leave the threads that wait for the range asleep.
+        const DONTWAKE = 1 << 0;
+        /// Map write-protected (5.7).
+        const WP = 1 << 1;
+    }
+
+    /// `UFFDIO_MOVE_MODE_*`.
+    #[derive(Copy, Clone, Eq, PartialEq, Debug, Hash)]
+    pub struct MoveMode: u64 {
+        /// Leave the threads that wait for the range asleep.
+        const DONTWAKE = 1 << 0;
+        /// Where the source has no page, leave the destination without one too, and go on.
+        const ALLOW_SRC_HOLES = 1 << 1;
+    }
+
     /// `UFFD_PAGEFAULT_FLAG_*`: what kind of touch a fault was.
     #[derive(Copy, Clone, Eq, PartialEq, Debug, Hash)]
     pub struct FaultFlags: u64 {
@@ -113,6 +134,8 @@ bitflags::bitflags! {
         const WP = 1 << 1;
         /// The page cache holds the page, this mapping does not.
         const MINOR = 1 << 2;
+        /// The page is there, and protected from reads and writes (7.3).
+        const RWP = 1 << 3;
 
         // Bits of later kernels.
         const _ = !0;

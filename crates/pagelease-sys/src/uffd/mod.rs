@@ -3,7 +3,7 @@
 //! A [`Span`] is registered with a [`Uffd`]. A touch that the registration traps then stops the touching thread,
 //! and is reported in one of two ways, fixed when the descriptor is opened: as a [`Message`] to read, or, with
 //! [`Features::SIGBUS`], as a signal in that very thread. Either way the page is mapped with
-//! [`Uffd::continue_pages`] (or its write protection lifted), and the thread goes on.
+//! [`Uffd::continue_pages`] (or filled, or its protection lifted), and the thread goes on.
 //!
 //! Invariants:
 //!
@@ -16,6 +16,7 @@
 //! Signal-safe: all methods but [`Uffd::open`].
 
 mod abi;
+mod fill;
 mod flags;
 mod message;
 mod open;
@@ -27,8 +28,8 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 
 use crate::Span;
-pub use flags::{ContinueMode, FaultFlags, Features, Ioctls, RegisterMode};
-pub use message::{Fault, Message};
+pub use flags::{ContinueMode, CopyMode, FaultFlags, Features, Ioctls, MoveMode, RegisterMode};
+pub use message::{Event, Fault, Message};
 pub use open::{OpenError, OpenPath, Opened, probe};
 
 /// A userfaultfd, open and ready. See the [module](self).
@@ -50,7 +51,7 @@ pub struct Progress {
     ///
     /// - `EXIST`: the first page is mapped already, by somebody else. Its waiters may still sleep:
     ///   [`Uffd::wake`], and go on after it.
-    /// - `FAULT`: the page cache does not hold the first page.
+    /// - `FAULT` (CONTINUE): the page cache does not hold the first page.
     /// - `AGAIN`: the layout of the address space is being changed (only with the event features): try again.
     /// - `NOENT`: (part of) the span is not registered with this descriptor. `INVAL`: it is registered, but not
     ///   for this.
@@ -118,6 +119,31 @@ impl Uffd {
             (false, false) => abi::WRITEPROTECT_MODE_DONTWAKE,
         };
         abi::call(&self.fd, &mut abi::WriteProtect { range: span.into(), mode })
+    }
+
+    /// Protects the pages of `span` from reads and writes, or lifts the protection (`UFFDIO_RWPROTECT`, 7.3). The
+    /// pages stay where they are, and other views of them are not affected. Lifting it lets the waiting threads go on
+    /// when `wake` is set; protecting wakes nobody, whatever `wake` says.
+    ///
+    /// **Only pages that are mapped here are protected**: an absent one gets no mark, so that it comes unprotected,
+    /// when touched or by [`continue_pages`](Self::continue_pages). `MADV_DONTNEED`, hole punching and (of a file's
+    /// pages) reclaim drop the protection with the page. With [`RegisterMode::MINOR`] besides, an absent page that the
+    /// page cache holds is trapped all the same, as MINOR. What [`move_pages`](Self::move_pages) brings into a range
+    /// registered for this arrives protected.
+    ///
+    /// # Errors
+    ///
+    /// `NOENT`: (part of) `span` is not registered for [`RegisterMode::RWP`] with this descriptor. `AGAIN`: the
+    /// layout of the address space is being changed (only with the event features). `INVAL`: a part of a hugetlb page;
+    /// or before 7.3.
+    #[inline]
+    pub fn rw_protect(&self, span: Span, on: bool, wake: bool) -> Result<(), Errno> {
+        let mode = match (on, wake) {
+            (true, _) => abi::RWPROTECT_MODE_RWP,
+            (false, true) => 0,
+            (false, false) => abi::RWPROTECT_MODE_DONTWAKE,
+        };
+        abi::call(&self.fd, &mut abi::RwProtect { range: span.into(), mode })
     }
 
     /// Lets the threads that wait for `span` go on: each touches again.

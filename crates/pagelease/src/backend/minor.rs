@@ -1,67 +1,68 @@
-//! `minor`: a memfd mapped several times; the CPU view is trapped by userfaultfd.
+//! `minor`: a memory file mapped several times; the CPU view is trapped by userfaultfd.
 //!
 //! | step | how |
 //! |---|---|
 //! | revoke, all | `MADV_DONTNEED` on the CPU view: the pages stay in the page cache, the next touch is a MINOR fault |
 //! | revoke, writing | `UFFDIO_WRITEPROTECT` on the CPU view |
 //! | map | `UFFDIO_CONTINUE`, after lifting any write protection |
-//! | populate | `MADV_POPULATE_WRITE` on the runtime's own alias (on the CPU view it would raise the faults it avoids) |
+//! | populate | `MADV_POPULATE_WRITE` on the runtime's own alias |
 //!
-//! Invariants: `cpu`, `alias` and every view map the same memfd from its start, so page *n* is the same page in all of
-//! them; the descriptor is sealed against resizing and never leaves this module; the CPU view is registered with `uffd`
-//! for MINOR (and WP where the kernel has it) from `new` to the unmapping; nothing of it is inherited by a forked child.
+//! Of base pages, or of 2 MiB ones (hugetlb): then the granule is the huge page, and every request is of whole granules. (The
+//! kernel takes a part of one for nothing, or for all of it.)
+//!
+//! Invariant: the CPU view is registered with `uffd` for MINOR (and WP where the kernel has it) from `new` to the unmapping.
 
-use pagelease_protocol::{Access, ByteLen, PageIndex, PageRange};
-use pagelease_sys::mem::{self, Mapping, SelfProcess};
+use pagelease_protocol::{Access, OwnerId, PageIndex, PageRange};
+use pagelease_sys::mem::{self, SelfProcess};
 use pagelease_sys::uffd::{ContinueMode, RegisterMode, Uffd};
 use pagelease_sys::{Errno, Span};
-use std::os::fd::OwnedFd;
 
-use super::{Backend, BackendKind, Capabilities, MapOutcome, Mapped, ViewMemory};
+use super::backing::{Backing, Failed};
+use super::{Backend, BackendKind, Capabilities, MapOutcome, Mapped, Refusal, ViewMemory};
 use crate::shared::Shared;
 
 /// Runs in one `process_madvise`: bounds what lies on the stack.
 const RUNS_MAX: usize = 64;
 
+/// What [`Minor::new`] calls the step that fails for memory which userfaultfd cannot serve.
+pub(crate) const REGISTER: &str = "UFFDIO_REGISTER";
+
 pub(crate) struct Minor {
     uffd: Shared<Uffd>,
     process: Option<Shared<SelfProcess>>,
-    file: OwnedFd,
-    cpu: Mapping,
-    alias: Mapping,
-    granule: usize,
+    backing: Backing,
     write_protect: bool,
 }
 
 impl Minor {
-    /// A region of `pages` granules of `granule` bytes. On failure, says which step failed.
+    /// Traps the touches of `backing`. On failure, says which step failed.
     pub(crate) fn new(
         uffd: Shared<Uffd>,
         process: Option<Shared<SelfProcess>>,
-        pages: u32,
-        granule: ByteLen,
+        backing: Backing,
         write_protect: bool,
-    ) -> Result<Self, (&'static str, Errno)> {
-        let len = (pages as usize).checked_mul(granule.0).ok_or(("size", Errno::NOMEM))?;
-        let file = mem::memfd(c"pagelease", len).map_err(|errno| ("memfd_create", errno))?;
-        let cpu = private_view(&file, len).map_err(|errno| ("mmap of the CPU view", errno))?;
-        let alias = private_view(&file, len).map_err(|errno| ("mmap of the runtime's alias", errno))?;
-        let mode = if write_protect { RegisterMode::MINOR | RegisterMode::WP } else { RegisterMode::MINOR };
-        uffd.register(cpu.span(), mode).map_err(|errno| ("UFFDIO_REGISTER", errno))?;
-        Ok(Self { uffd, process, file, cpu, alias, granule: granule.0, write_protect })
+    ) -> Result<Self, Failed> {
+        let minor = Self { uffd, process, backing, write_protect };
+        minor.uffd.register(minor.backing.span(), minor.mode()).map_err(|errno| (REGISTER, errno))?;
+        Ok(minor)
     }
 
-    fn span_of(&self, pages: PageRange) -> Span {
-        let start = self.cpu.span().start() + pages.start() as usize * self.granule;
-        Span::new(start, pages.len() as usize * self.granule).expect("whole granules of a mapping are a span")
+    fn mode(&self) -> RegisterMode {
+        if self.write_protect { RegisterMode::MINOR | RegisterMode::WP } else { RegisterMode::MINOR }
+    }
+
+    /// Whether the kernel can take pages from this view: for hugetlb, from 5.18 on.
+    pub(crate) fn can_revoke(&self) -> Result<(), Errno> {
+        let first = PageRange::single(PageIndex(0)).expect("not the last index");
+        self.zap(&[first])
     }
 
     fn zap(&self, runs: &[PageRange]) -> Result<(), Errno> {
         match &self.process {
             Some(process) if runs.len() > 1 => self.zap_scattered(process, runs),
             _ => runs.iter().try_for_each(|run| {
-                // SAFETY: a shared mapping: the contents stay in the memfd, only the CPU's mapping of them goes.
-                unsafe { mem::dont_need(self.span_of(*run)) }
+                // SAFETY: a shared mapping: the contents stay in the file, only the CPU's mapping of them goes.
+                unsafe { mem::dont_need(self.backing.span_of(*run)) }
             }),
         }
     }
@@ -69,9 +70,9 @@ impl Minor {
     /// One system call, and one TLB shootdown, for up to [`RUNS_MAX`] runs.
     fn zap_scattered(&self, process: &SelfProcess, runs: &[PageRange]) -> Result<(), Errno> {
         for batch in runs.chunks(RUNS_MAX) {
-            let mut spans = [self.span_of(batch[0]); RUNS_MAX];
+            let mut spans = [self.backing.span_of(batch[0]); RUNS_MAX];
             for (span, run) in spans.iter_mut().zip(batch) {
-                *span = self.span_of(*run);
+                *span = self.backing.span_of(*run);
             }
             let mut rest = &spans[..batch.len()];
             while !rest.is_empty() {
@@ -95,11 +96,34 @@ impl Minor {
     }
 }
 
-fn private_view(file: &OwnedFd, len: usize) -> Result<Mapping, Errno> {
-    let mapping = Mapping::shared(file, 0, len)?;
-    // SAFETY: a mapping that nobody has seen yet; a forked child shall not have it.
-    unsafe { mem::dont_fork(mapping.span()) }?;
-    Ok(mapping)
+/// Maps `span` by `UFFDIO_CONTINUE`, and wakes who waits for it. What is mapped already is left to `mapped`, a granule at a
+/// time: a touch may still sleep on it, and a protection may still be there.
+pub(super) fn continue_all(
+    uffd: &Uffd,
+    span: Span,
+    granule: usize,
+    mode: ContinueMode,
+    mapped: impl Fn(Span) -> Result<(), Errno>,
+) -> Result<MapOutcome, Errno> {
+    let mut outcome = MapOutcome::AlreadyMapped;
+    let mut at = span.start();
+    while let Some(rest) = Span::new(at, span.end() - at) {
+        let progress = uffd.continue_pages(rest, mode);
+        at += progress.bytes;
+        if progress.bytes > 0 {
+            outcome = MapOutcome::Mapped;
+        }
+        match progress.error {
+            None => break,
+            Some(Errno::AGAIN) => {}
+            Some(Errno::EXIST) => {
+                mapped(Span::new(at, granule).ok_or(Errno::INVAL)?)?;
+                at += granule;
+            }
+            Some(errno) => return Err(errno),
+        }
+    }
+    Ok(outcome)
 }
 
 impl Backend for Minor {
@@ -108,30 +132,25 @@ impl Backend for Minor {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { exclusive_write: self.write_protect, cover: true }
+        Capabilities { exclusive_write: self.write_protect, cover: true, alias: true }
     }
 
     fn span(&self) -> Span {
-        self.cpu.span()
+        self.backing.span()
     }
 
-    fn populate(&self, pages: PageRange) -> Result<(), Errno> {
-        let start = self.alias.span().start() + pages.start() as usize * self.granule;
-        let span =
-            Span::new(start, pages.len() as usize * self.granule).expect("whole granules of a mapping are a span");
-        mem::populate_write(span)
+    fn populate(&self, pages: PageRange) -> Result<(), Refusal> {
+        self.backing.populate(pages)
     }
 
-    fn revoke(&self, runs: &[PageRange], access: Access) -> Result<(), Errno> {
-        match access {
+    fn revoke(&self, runs: &[PageRange], access: Access, _device: OwnerId) -> Result<(), Refusal> {
+        let done = match access {
             Access::Exclusive => self.zap(runs),
             Access::ExclusiveWrite => {
-                for run in runs {
-                    self.uffd.write_protect(self.span_of(*run), true, false)?;
-                }
-                Ok(())
+                runs.iter().try_for_each(|run| self.uffd.write_protect(self.backing.span_of(*run), true, false))
             }
-        }
+        };
+        done.map_err(|errno| Refusal::system(runs, errno))
     }
 
     fn map(&self, pages: PageRange, how: Mapped) -> Result<MapOutcome, Errno> {
@@ -139,56 +158,53 @@ impl Backend for Minor {
             Mapped::Writable => ContinueMode::empty(),
             Mapped::ReadOnly => ContinueMode::WP,
         };
-        let span = self.span_of(pages);
-        let mut outcome = MapOutcome::AlreadyMapped;
-        let mut at = span.start();
-        while let Some(rest) = Span::new(at, span.end() - at) {
-            let progress = self.uffd.continue_pages(rest, mode);
-            at += progress.bytes;
-            if progress.bytes > 0 {
-                outcome = MapOutcome::Mapped;
+        continue_all(&self.uffd, self.backing.span_of(pages), self.backing.granule(), mode, |page| {
+            if how == Mapped::Writable && self.write_protect {
+                self.uffd.write_protect(page, false, true)
+            } else {
+                self.uffd.wake(page)
             }
-            match progress.error {
-                None => break,
-                Some(Errno::AGAIN) => {}
-                Some(Errno::EXIST) => {
-                    // Mapped already; a touch may still sleep on it, and a write protection may still be there.
-                    let page = Span::page_of(at).ok_or(Errno::INVAL)?;
-                    if how == Mapped::Writable && self.write_protect {
-                        self.uffd.write_protect(page, false, true)?;
-                    } else {
-                        self.uffd.wake(page)?;
-                    }
-                    at += page.len();
-                }
-                Some(errno) => return Err(errno),
-            }
-        }
-        Ok(outcome)
+        })
     }
 
     fn wake(&self, pages: PageRange) {
         // It fails only outside the address space.
-        let _ = self.uffd.wake(self.span_of(pages));
+        let _ = self.uffd.wake(self.backing.span_of(pages));
     }
 
     fn close(&self) {
         // Both fail only for a range that is not mapped. Unregistering does not wake who waits for a MINOR fault. Whoever
         // still touches the region of a dropped `Region` finds its memory there, until the last view of it has gone.
-        let _ = self.uffd.unregister(self.cpu.span());
-        let _ = self.uffd.wake(self.cpu.span());
+        for piece in self.backing.pieces() {
+            let _ = self.uffd.unregister(piece);
+            let _ = self.uffd.wake(piece);
+        }
     }
 
-    fn open_view(&self) -> Result<ViewMemory, Errno> {
-        private_view(&self.file, self.cpu.span().len()).map(ViewMemory::Mapping)
+    unsafe fn unmap(&self, pages: PageRange) -> Result<(), Failed> {
+        // SAFETY: passed on to the caller.
+        unsafe { self.backing.unmap(pages) }
+    }
+
+    unsafe fn move_to(&self, to: Option<usize>) -> Result<Span, Failed> {
+        let register = |span| self.uffd.register(span, self.mode()).map(drop).map_err(|errno| (REGISTER, errno));
+        // SAFETY: passed on to the caller.
+        unsafe { self.backing.move_to(to, register) }
+    }
+
+    fn moved_away(&self) {
+        self.backing.moved_away();
+    }
+
+    fn reaches(&self, page: PageIndex) -> bool {
+        self.backing.reaches(page)
+    }
+
+    fn open_view(&self, _device: OwnerId) -> Result<ViewMemory, Errno> {
+        self.backing.open_view()
     }
 
     fn cover(&self, view_base: usize, page: PageIndex) -> Result<(), Errno> {
-        let offset = page.as_usize() * self.granule;
-        let at = Span::new(view_base + offset, self.granule).ok_or(Errno::INVAL)?;
-        let source = Span::new(self.alias.span().start() + offset, self.granule).ok_or(Errno::INVAL)?;
-        // SAFETY: `at` is a page of a device's view, which belongs to the runtime; only an operation that the device
-        // abandoned still uses it, through raw or atomic accesses.
-        unsafe { mem::cover(at, source) }
+        self.backing.cover(view_base, page)
     }
 }

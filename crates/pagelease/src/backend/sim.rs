@@ -11,10 +11,10 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use pagelease_protocol::{Access, PageIndex, PageRange};
+use pagelease_protocol::{Access, OwnerId, PageIndex, PageRange};
 use pagelease_sys::{Errno, Span};
 
-use super::{Backend, BackendKind, Capabilities, MapOutcome, Mapped, ViewMemory};
+use super::{Backend, BackendKind, Capabilities, MapOutcome, Mapped, Refusal, ViewMemory};
 use crate::region::RegionCore;
 use crate::shared::Shared;
 use crate::space::Faults;
@@ -131,7 +131,7 @@ impl Backend for Sim {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { exclusive_write: true, cover: false }
+        Capabilities { exclusive_write: true, cover: false, alias: true }
     }
 
     fn span(&self) -> Span {
@@ -140,12 +140,12 @@ impl Backend for Sim {
         Span::new(pagelease_sys::page_size(), len).expect("a region has at least one page")
     }
 
-    fn populate(&self, pages: PageRange) -> Result<(), Errno> {
+    fn populate(&self, pages: PageRange) -> Result<(), Refusal> {
         self.set(pages, |page| page.exists = true);
         Ok(())
     }
 
-    fn revoke(&self, runs: &[PageRange], access: Access) -> Result<(), Errno> {
+    fn revoke(&self, runs: &[PageRange], access: Access, _device: OwnerId) -> Result<(), Refusal> {
         for &run in runs {
             self.set(run, |page| match (access, page.entry) {
                 (Access::Exclusive, _) => page.entry = Entry::Absent,
@@ -202,7 +202,7 @@ impl Backend for Sim {
         self.changed.notify_all();
     }
 
-    fn open_view(&self) -> Result<ViewMemory, Errno> {
+    fn open_view(&self, _device: OwnerId) -> Result<ViewMemory, Errno> {
         Ok(ViewMemory::Sim(self.memory.clone()))
     }
 

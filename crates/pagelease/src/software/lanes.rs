@@ -141,6 +141,8 @@ impl Device for Lanes {
         if self.active.load(Ordering::SeqCst) == 0 {
             return Ok(());
         }
+        // It has a job, and most likely the next operation of it is on these pages.
+        invalidation.note_in_use();
         barrier();
         for lane in self.lanes() {
             let mut turn = 0;

@@ -209,6 +209,7 @@ impl Worker {
     fn run_task(&self, task: &Task) -> Result<(), JobError> {
         let post = self.post(task.view.core());
         let mut items = &task.items[..];
+        report_reuse(task, &post);
         loop {
             items = &items[task.program.run_items(&post, items)..];
             if items.is_empty() {
@@ -290,6 +291,14 @@ struct Unwinding<'a> {
 impl Drop for Unwinding<'_> {
     fn drop(&mut self) {
         self.worker.panicked(self.task);
+    }
+}
+
+/// Operations on pages that the device has already claim nothing, so that nobody would learn of them.
+fn report_reuse(task: &Task, post: &Post<'_>) {
+    let history = &task.view.core().region.history;
+    if history.is_kept() {
+        task.items.iter().filter(|item| post.may_use(item.page)).for_each(|item| history.used_again(item.page));
     }
 }
 

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use pagelease_sys::Errno;
 use shuttle::rand::Rng;
 
-pub(crate) use shuttle::sync::atomic::AtomicU64;
+pub(crate) use shuttle::sync::atomic::{AtomicU16, AtomicU64};
 pub(crate) use shuttle::sync::atomic::{AtomicU32, Ordering, compiler_fence, fence};
 pub(crate) use shuttle::sync::{Condvar, Mutex, MutexGuard};
 pub(crate) use shuttle::thread;
@@ -130,6 +130,10 @@ impl Deadline {
         Self { finite: ns != u64::MAX }
     }
 
+    pub(crate) const fn earlier(self, other: Self) -> Self {
+        Self { finite: self.finite || other.finite }
+    }
+
     /// Monitors of real memory, which alone ask, are not explored.
     pub(crate) fn remaining(self) -> Option<Duration> {
         None
@@ -214,8 +218,22 @@ pub(crate) fn relax(_turn: u32) {
     thread::yield_now();
 }
 
+/// Gives way until `deadline`, which may pass at any moment.
+pub(crate) fn sleep_until(deadline: Deadline) {
+    while !deadline.passed() {
+        thread::yield_now();
+    }
+}
+
+/// A choice that is the schedule's.
+pub(crate) fn by_chance() -> bool {
+    shuttle::rand::thread_rng().gen_bool(0.5)
+}
+
 pub(crate) trait Zeroed: Default {}
 impl Zeroed for Word {}
+impl Zeroed for core::sync::atomic::AtomicU8 {}
+impl Zeroed for AtomicU16 {}
 impl Zeroed for AtomicU32 {}
 impl Zeroed for AtomicU64 {}
 

@@ -10,7 +10,7 @@ use core::time::Duration;
 pub(crate) use std::sync::{Condvar, Mutex, MutexGuard};
 pub(crate) use std::thread;
 
-pub(crate) use core::sync::atomic::AtomicU64;
+pub(crate) use core::sync::atomic::{AtomicU16, AtomicU64};
 pub(crate) use core::sync::atomic::{AtomicU32, Ordering, compiler_fence, fence};
 
 use pagelease_sys::mem::Mapping;
@@ -86,6 +86,10 @@ impl Deadline {
         self.0 != u64::MAX && now_ns() >= self.0
     }
 
+    pub(crate) fn earlier(self, other: Self) -> Self {
+        Self(self.0.min(other.0))
+    }
+
     pub(crate) fn remaining(self) -> Option<Duration> {
         (self.0 != u64::MAX).then(|| Duration::from_nanos(self.0.saturating_sub(now_ns())))
     }
@@ -135,6 +139,19 @@ pub(crate) fn relax(turn: u32) {
     }
 }
 
+/// Sleeps until `deadline`, which is finite. Signal-safe.
+pub(crate) fn sleep_until(deadline: Deadline) {
+    // A signal ends a sleep early.
+    while let Some(left) = deadline.remaining().filter(|left| !left.is_zero()) {
+        pagelease_sys::thread::sleep(left);
+    }
+}
+
+/// What explored schedules choose: never, on a real machine.
+pub(crate) const fn by_chance() -> bool {
+    false
+}
+
 /// Marks types for which all-zero bytes are a valid value.
 ///
 /// # Safety
@@ -142,6 +159,10 @@ pub(crate) fn relax(turn: u32) {
 pub(crate) unsafe trait Zeroed {}
 // SAFETY: an atomic integer of zero bits is zero.
 unsafe impl Zeroed for Word {}
+// SAFETY: an atomic integer of zero bits is zero.
+unsafe impl Zeroed for core::sync::atomic::AtomicU8 {}
+// SAFETY: an atomic integer of zero bits is zero.
+unsafe impl Zeroed for AtomicU16 {}
 // SAFETY: an atomic integer of zero bits is zero.
 unsafe impl Zeroed for AtomicU32 {}
 // SAFETY: an atomic integer of zero bits is zero.

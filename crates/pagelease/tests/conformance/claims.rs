@@ -15,6 +15,8 @@ pub(crate) fn a_claim_takes_the_page_and_a_touch_gives_it_back(rig: Rig) {
     let (region, device) = (bench.region(4), bench.device());
     let (cpu, view) = (cpu(&region), region.attach(&device).unwrap());
     cpu.store(1, 0, 7);
+    // Where pages are carried, the first touch of a page traps too.
+    let first = u64::from(!region.capabilities().alias);
     let lease = view.claim(one(1), Access::Exclusive).unwrap();
     assert!(view.has(page(1)) && !view.has(page(0)) && !view.has(page(2)));
     assert_eq!(view.words(page(1))[0].load(SeqCst), 7, "the device sees what the CPU wrote");
@@ -24,9 +26,9 @@ pub(crate) fn a_claim_takes_the_page_and_a_touch_gives_it_back(rig: Rig) {
     assert_eq!(cpu.load(1, 0), 8, "the CPU sees what the device wrote");
     assert!(!view.has(page(1)));
     bench.expect(|s| (s.claims, s.pages_claimed, s.claims_already_held), (1, 1, 0));
-    bench.expect(|s| (s.touches, s.restores, s.invalidations), (1, 1, 1));
+    bench.expect(|s| (s.touches, s.restores, s.invalidations), (1 + first, 1, 1));
     cpu.store(1, 0, 9);
-    assert_eq!(bench.stats().touches, 1, "the page is the CPU's: nothing traps");
+    assert_eq!(bench.stats().touches, 1 + first, "the page is the CPU's: nothing traps");
 }
 
 pub(crate) fn a_page_that_nobody_touched_is_trapped_too(rig: Rig) {
@@ -185,17 +187,18 @@ pub(crate) fn a_sixteenth_lease_of_one_page_waits(rig: Rig) {
 
 pub(crate) fn scattered_claims(rig: Rig) {
     let bench = rig.bench(|builder| builder);
-    let (region, device) = (bench.region(400), bench.device());
+    let count = rig.pages(400);
+    let (region, device) = (bench.region(count), bench.device());
     let (cpu, view) = (cpu(&region), region.attach(&device).unwrap());
     // More ranges than one system call takes, of one page and of two.
-    let ranges: Vec<PageRange> = (0..130).map(|n| pages(3 * n, 3 * n + 1 + n % 2)).collect();
+    let ranges: Vec<PageRange> = (0..count / 3 - 3).map(|n| pages(3 * n, 3 * n + 1 + n % 2)).collect();
     let claimed: u32 = ranges.iter().map(|range| range.len()).sum();
-    for index in 0..400 {
+    for index in 0..count {
         cpu.store(index, 0, u64::from(index));
     }
     let lease = view.claim_scattered(&ranges, Access::Exclusive).unwrap();
-    assert_eq!(lease.pages(), pages(0, 3 * 129 + 2));
-    for index in 0..400 {
+    assert_eq!(lease.pages(), pages(0, ranges.last().unwrap().end()));
+    for index in 0..count {
         let wanted = ranges.iter().any(|range| range.contains(page(index)));
         assert_eq!(view.has(page(index)), wanted, "page {index}");
         if wanted {
@@ -205,7 +208,7 @@ pub(crate) fn scattered_claims(rig: Rig) {
     }
     lease.end().unwrap();
     assert_eq!(bench.stats().pages_claimed, u64::from(claimed));
-    for index in 0..400 {
+    for index in 0..count {
         let wanted = ranges.iter().any(|range| range.contains(page(index)));
         assert_eq!(cpu.load(index, 0), u64::from(index) + if wanted { 1000 } else { 0 });
     }
@@ -224,13 +227,13 @@ pub(crate) fn ranges_that_cannot_be_claimed(rig: Rig) {
         &[pages(0, 1), pages(6, 8), pages(2, 3), pages(7, 8)],
     ];
     for ranges in not_ascending {
-        let error = view.claim_scattered(ranges, Access::Exclusive).err().expect("refused");
+        let error = view.claim_scattered(ranges, Access::Exclusive).expect_err("refused");
         assert!(matches!(error, ClaimError::NotAscending), "{ranges:?}: {error}");
     }
     let beyond: [&[PageRange]; 4] =
         [&[pages(0, 9)], &[pages(8, 9)], &[pages(0, 1), pages(7, 9)], &[pages(u32::MAX - 1, u32::MAX)]];
     for ranges in beyond {
-        let error = view.claim_scattered(ranges, Access::Exclusive).err().expect("refused");
+        let error = view.claim_scattered(ranges, Access::Exclusive).expect_err("refused");
         assert!(matches!(error, ClaimError::OutOfRange { region_pages: 8, .. }), "{ranges:?}: {error}");
         assert!(error.to_string().contains("of a region of 8"), "{error}");
     }
@@ -243,24 +246,25 @@ pub(crate) fn ranges_that_cannot_be_claimed(rig: Rig) {
 }
 
 pub(crate) fn a_claim_of_many_chunks(rig: Rig) {
-    const PAGES: u32 = 10_000;
     let bench = rig.bench(|builder| builder);
-    let (region, a, b) = (bench.region(PAGES), bench.device(), bench.device());
+    // Of huge pages there are not that many: one chunk then.
+    let count = rig.pages(10_000);
+    let (region, a, b) = (bench.region(count), bench.device(), bench.device());
     let (a, b) = (region.attach(&a).unwrap(), region.attach(&b).unwrap());
     let cpu = cpu(&region);
     let lease = a.claim(region.pages(), Access::Exclusive).unwrap();
     assert!(region.pages().iter().all(|page| a.has(page)));
     region.pages().iter().for_each(|page| a.words(page)[0].store(1, SeqCst));
     lease.end().unwrap();
-    let lease = b.claim(pages(100, PAGES), Access::Exclusive).unwrap();
-    region.pages().iter().skip(100).for_each(|page| b.words(page)[0].store(2, SeqCst));
-    assert!(region.pages().iter().all(|page| a.has(page) == (page.0 < 100)));
+    let lease = b.claim(pages(50, count), Access::Exclusive).unwrap();
+    region.pages().iter().skip(50).for_each(|page| b.words(page)[0].store(2, SeqCst));
+    assert!(region.pages().iter().all(|page| a.has(page) == (page.0 < 50)));
     lease.end().unwrap();
-    for index in 0..PAGES {
-        assert_eq!(cpu.load(index, 0), if index < 100 { 1 } else { 2 });
+    for index in 0..count {
+        assert_eq!(cpu.load(index, 0), if index < 50 { 1 } else { 2 });
     }
-    bench.expect(|s| (s.claims, s.pages_claimed, s.claim_retries), (2, u64::from(2 * PAGES - 100), 0));
-    bench.expect(|s| s.restores, u64::from(PAGES));
+    bench.expect(|s| (s.claims, s.pages_claimed, s.claim_retries), (2, u64::from(2 * count - 50), 0));
+    bench.expect(|s| s.restores, u64::from(count));
 }
 
 pub(crate) fn claims_that_overlap_in_a_loop_do_not_deadlock(rig: Rig) {
@@ -292,7 +296,12 @@ pub(crate) fn claims_that_overlap_in_a_loop_do_not_deadlock(rig: Rig) {
 
 pub(crate) fn many_leases_and_then_too_many(rig: Rig) {
     let bench = rig.bench(|builder| builder);
-    let (region, device) = (bench.region(5000), bench.device());
+    let count = rig.pages(5000);
+    if count < 5000 {
+        // The limit is the space's, and of 15 leases a page it takes more pages to get there.
+        return;
+    }
+    let (region, device) = (bench.region(count), bench.device());
     let view = region.attach(&device).unwrap();
     let mut leases = Vec::new();
     let error = loop {
@@ -306,7 +315,7 @@ pub(crate) fn many_leases_and_then_too_many(rig: Rig) {
     assert_eq!(leases.len(), limit);
     assert!(error.to_string().contains("drop leases"), "{error}");
     leases.pop().unwrap().end().unwrap();
-    leases.push(view.claim(one(4999), Access::Exclusive).unwrap());
+    leases.push(view.claim(one(count - 1), Access::Exclusive).unwrap());
     for lease in leases {
         lease.end().unwrap();
     }

