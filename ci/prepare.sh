@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Sees to what the other scripts need beyond a Rust toolchain: a C linker, setpriv (to run the main job as an ordinary user),
-# and Chromium (the page that shows a history is tested in it). Installs Debian packages, by name, only where one is missing.
+# Chromium (the page that shows a history is tested in it), and what boots other kernels in an emulated machine. Installs Debian
+# packages, by name, only where one is missing.
 set -euo pipefail
 
 missing=()
@@ -8,6 +9,9 @@ command -v cc >/dev/null || missing+=(gcc libc6-dev)
 command -v setpriv >/dev/null || missing+=(util-linux)
 [ -n "${CHROMIUM:-}" ] || command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null ||
     missing+=(chromium)
+command -v qemu-system-x86_64 >/dev/null || missing+=(qemu-system-x86 seabios)
+command -v busybox >/dev/null || missing+=(busybox-static)
+command -v cpio >/dev/null || missing+=(cpio)
 if [ ${#missing[@]} -gt 0 ] && [ "$(id -u)" -ne 0 ]; then
     echo "ci: only root can install what is missing here: ${missing[*]}" >&2
     exit 1

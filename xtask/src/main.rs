@@ -1,34 +1,59 @@
-//! Project tasks: `cargo xtask test`.
+//! Project tasks: `cargo xtask test`, `cargo xtask kernels`.
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 
+use kernels::{Options, Unavailable};
+
+mod kernels;
+
 const USAGE: &str = "\
 Usage: cargo xtask test
+       cargo xtask kernels [--kernel 6.1|6.12|7.3|SERIES|PATH]... [-- ARGUMENTS]
 
-  test   every test: unit, property, conformance, failure and stress tests on real memory; the lab's whole table; the
-         examples in the documentation; then the shipped engine under schedule exploration, its mutants, and histories
-         of the lab that it must follow";
+  test      every test: unit, property, conformance, failure and stress tests on real memory; the lab's whole table; the
+            examples in the documentation; then the shipped engine under schedule exploration, its mutants, and histories
+            of the lab that it must follow
+  kernels   conformance and stress tests, the doctor and the histogram on Debian's kernels (the newest packages of these
+            series; or any x86-64 bzImage), in an emulated machine. With ARGUMENTS, only the conformance tests, with these
+            (a test's name, for one), and all they print. Needs Debian's apt, qemu-system-x86, seabios and busybox-static
+
+Exits with 0 if everything passed, 1 if something failed, 2 on bad input; kernels with 3 if what it needs is not to be had.";
+
+const BAD_INPUT: u8 = 2;
+const UNAVAILABLE: u8 = 3;
 
 fn main() -> ExitCode {
-    let result = match std::env::args().nth(1).as_deref() {
-        Some("test") => test(),
-        Some("--help" | "-h") => {
+    let mut words = std::env::args().skip(1);
+    let task = words.next();
+    let words: Vec<_> = words.collect();
+    let own = || words.iter().take_while(|word| *word != "--");
+    let result = match task.as_deref() {
+        Some("test") if words.is_empty() => test().map(|()| true),
+        _ if task.iter().chain(own()).any(|word| word == "--help" || word == "-h") => {
             println!("{USAGE}");
             return ExitCode::SUCCESS;
         }
+        Some("kernels") => match Options::parse(words.into_iter()) {
+            Ok(options) => kernels::run(&options),
+            Err(error) => {
+                eprintln!("xtask: {error}");
+                return ExitCode::from(BAD_INPUT);
+            }
+        },
         _ => {
             eprintln!("{USAGE}");
-            return ExitCode::from(2);
+            return ExitCode::from(BAD_INPUT);
         }
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("xtask: {error:#}");
-            ExitCode::FAILURE
+            if error.is::<Unavailable>() { ExitCode::from(UNAVAILABLE) } else { ExitCode::FAILURE }
         }
     }
 }
