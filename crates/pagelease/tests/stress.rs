@@ -1,7 +1,7 @@
 //! CPU threads (`fetch_add`) and software devices (a load, a pause, a store) count in the same words, while claims, restores,
 //! prefetches and drops come at random, on every kind of memory. Not one update may be lost.
 //!
-//! `PAGELEASE_SEED` repeats a run as far as the scheduler allows; `PAGELEASE_STRESS_FACTOR` makes it longer.
+//! `PAGELEASE_SEED` repeats a run as far as the scheduler allows; `PAGELEASE_STRESS_FACTOR` makes it longer, or, below 1, shorter.
 #![cfg(not(pagelease_shuttle))]
 
 use std::sync::Barrier;
@@ -17,7 +17,7 @@ use pagelease::{
 };
 
 use support::memory::{HUGE_PAGES_MAX, Memory};
-use support::{MODES, PLAIN, Rng, at, open, pages, watchdog};
+use support::{MODES, PLAIN, Rng, at, open, pages, patient, watchdog};
 
 mod support;
 
@@ -28,8 +28,10 @@ const _: () = assert!(3 * PAGES <= HUGE_PAGES_MAX);
 /// Words of a page that are counted in, far enough apart not to share a cache line.
 const WORDS: [usize; 3] = [0, 100, 511];
 
-fn factor() -> u32 {
-    std::env::var("PAGELEASE_STRESS_FACTOR").ok().and_then(|factor| factor.parse().ok()).unwrap_or(1)
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count, and a factor within reason")]
+fn scaled(count: u32) -> u32 {
+    let factor = std::env::var("PAGELEASE_STRESS_FACTOR").ok().and_then(|factor| factor.parse().ok()).unwrap_or(1.0);
+    (f64::from(count) * factor).ceil() as u32
 }
 
 fn seed() -> u64 {
@@ -248,7 +250,8 @@ fn claim(view: &View, rng: &mut Rng) -> (Lease, Vec<PageIndex>) {
 
 /// How many holds were broken; `None` where there is no such memory.
 fn run(setting: Setting, rng: &mut Rng) -> Option<u64> {
-    let limit = if setting.patient { Duration::MAX } else { Duration::from_micros(500) };
+    // Where all is slow, a hold that is broken before anything is done helps nobody.
+    let limit = if setting.patient { Duration::MAX } else { patient(Duration::from_micros(500)) };
     let builder = Space::builder().faults(setting.faults).restore(setting.policy).hold_limit(limit);
     // Adopted memory has its own, whatever a space allocates.
     let builder = if setting.backend == BackendKind::Move { builder } else { builder.backend(setting.backend) };
@@ -273,8 +276,8 @@ fn run(setting: Setting, rng: &mut Rng) -> Option<u64> {
         let mut workers = Vec::new();
         for _ in 0..2 {
             let (touches, operations) = (rng.fork(), rng.fork());
-            workers.push(scope.spawn(move || run.touch(touches, 1_000_000 * factor())));
-            workers.push(scope.spawn(move || run.operate(operations, 800 * factor())));
+            workers.push(scope.spawn(move || run.touch(touches, scaled(1_000_000))));
+            workers.push(scope.spawn(move || run.operate(operations, scaled(800))));
         }
         let tallies: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
         stop.store(true, SeqCst);
