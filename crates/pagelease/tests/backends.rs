@@ -74,6 +74,35 @@ fn by_itself_a_space_takes_the_better_backend_that_the_kernel_has() {
     }
 }
 
+/// Reclaim takes a protected page's mapping, and the protection goes with it. It traps all the same, alone or among others
+/// that are given back together.
+#[test]
+fn a_page_that_the_kernel_has_unmapped_still_traps() {
+    let _watchdog = watchdog();
+    for (faults, backend) in
+        MODES.into_iter().flat_map(|mode| [(mode, BackendKind::RwProtect), (mode, BackendKind::Minor)])
+    {
+        let Some(space) = open(Space::builder().faults(faults).backend(backend)) else { continue };
+        let region = space.allocate(ByteLen(8 * 4096)).unwrap();
+        let device = space.register(PLAIN).unwrap();
+        let view = region.attach(&device).unwrap();
+        for together in [false, true] {
+            view.claim(region.pages(), Access::Exclusive).unwrap().end().unwrap();
+            let start = region.as_ptr().cast::<u8>().as_ptr();
+            // SAFETY: shared memory, which loses no contents.
+            assert_eq!(unsafe { libc::madvise(start.cast(), 4 * 4096, libc::MADV_DONTNEED) }, 0);
+            view.words(page(2))[0].store(7, SeqCst);
+            if together {
+                region.prefetch(region.pages());
+            }
+            assert_eq!(at(&region, 2, 0).load(SeqCst), 7, "{faults:?} {backend:?}");
+            assert!(!view.has(page(2)) && view.has(page(5)) != together);
+            assert!((0..8).all(|index| at(&region, index, 1).fetch_add(1, SeqCst) == u64::from(together)));
+        }
+        assert_eq!(space.stats().restores_failed, 0);
+    }
+}
+
 #[test]
 fn a_backend_that_cannot_be_is_refused() {
     let error = Space::builder().backend(BackendKind::Mprotect).build().err().unwrap();
