@@ -346,8 +346,9 @@ fn restore_taken(
     } else {
         region.history.touched(page);
     }
-    let outcome = map_for_cpu(region, pages, Mapped::Writable);
+    // Counted first: mapping lets the touching thread go on, which may look.
     region.space.stats.restores.add(u64::from(pages.len()));
+    let outcome = map_for_cpu(region, pages, Mapped::Writable);
     region.residency.restored(page);
     commit_all(region, pages, generations);
     outcome
