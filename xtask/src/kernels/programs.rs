@@ -40,9 +40,9 @@ pub(crate) fn build(root: &Path, target: &Path, tests: &[&str], binaries: &[&str
     tests.iter().chain(binaries).map(|name| executable(name, &messages)).collect()
 }
 
-/// The tests of a test program, by its own list: what does not run at all shall not be overlooked.
-pub(crate) fn tests_of(program: &Built) -> Result<Vec<String>> {
-    let listed = Command::new(&program.path).arg("--list").output();
+/// The tests that a test program runs with these arguments, by its own list: what does not run shall not be overlooked.
+pub(crate) fn tests_of(program: &Built, arguments: &[&str]) -> Result<Vec<String>> {
+    let listed = Command::new(&program.path).args(arguments).arg("--list").output();
     let listed = listed.with_context(|| format!("{} cannot be run", program.path.display()))?;
     let tests: Vec<_> = String::from_utf8_lossy(&listed.stdout)
         .lines()

@@ -135,10 +135,10 @@ pub(crate) fn show(rows: &[Row]) -> bool {
     failed == 0
 }
 
-/// `test NAME ... RESULT`, of the test harness; the rest of a result (why it is ignored) is left out.
+/// `test NAME ... RESULT`, of the test harness; the rest of a result (why it is ignored, how long it took) is left out.
 fn result(line: &str) -> Option<(&str, &str)> {
     let (name, result) = line.strip_prefix("test ")?.split_once(" ... ")?;
-    Some((name, result.split(',').next().unwrap_or(result)))
+    Some((name, result.split([',', ' ']).next().unwrap_or(result)))
 }
 
 fn row<'a>(rows: &'a mut Vec<Row>, kernel: &str, what: &str) -> &'a mut Row {
@@ -197,7 +197,7 @@ mod tests {
     #[test]
     fn tests_are_counted_by_rig() {
         let ran = ran(
-            "running 5 tests\ntest minor_monitor::a ... ok\ntest minor_monitor::b ... FAILED\ntest move_monitor::a ... ok\n\
+            "running 5 tests\ntest minor_monitor::a ... ok\ntest minor_monitor::b ... FAILED\ntest move_monitor::a ... ok <1.2s>\n\
              test move_monitor::b ... ok\ntest plain ... ignored, for a reason\n",
             "skipped: move_monitor: no UFFDIO_MOVE (6.8); it has others\nskipped: move_monitor: no UFFDIO_MOVE (6.8)\n\
              thread 'minor_monitor::b' (7) panicked at x.rs:1:\nleft is not right\n\nmore\n",
