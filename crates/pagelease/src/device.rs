@@ -29,6 +29,28 @@ use crate::touch::Who;
 
 /// A device driver, as the runtime sees it.
 ///
+/// # Two kinds
+///
+/// A **faulting** device finds out that it lacks a page when it works on it: its worker, or its MMU's fault handler, claims the
+/// page and goes on. It can be interrupted between any two accesses, so its leases are short. [`software`](crate::software) is one, a KVM vCPU is
+/// another. A **submitting** device cannot: everything that a submission uses is claimed before, and held until its fence
+/// signals. That is what [`submit`](crate::submit) does for any driver that has queues and fences. Nothing else in the runtime
+/// tells the two apart.
+///
+/// # Order
+///
+/// - [`Device::map`] is called with the pages busy, before the page words name the device. A device that looks at [`View::has`]
+///   before it works must publish first what it is about to work on, then look, with a full fence (or the membarrier of the other
+///   side) between: either the invalidation sees the one, or the device the other.
+/// - [`Device::invalidate`] is called when no operation can newly find the pages the device's own: their words are busy, or the
+///   view is barred. Before it, every subscription has heard; after it, the CPU view is mapped. So it is the one place where a
+///   device has to make sure, by unmapping and by waiting, that it is done with them; what it did is then visible to whoever
+///   touches them.
+/// - Where it cannot make sure, it says so ([`NotDrained`]), and pays: the device is lost, the pages that it may still store to are
+///   covered in its view by private copies, and the CPU goes on with what they contained at that moment.
+///
+/// [`View::has`]: crate::View::has
+///
 /// # Where its functions are called from
 ///
 /// Any thread: one that claims, ends or drops a lease, prefetches, drops a view or a region; a service thread; and one that
@@ -59,7 +81,8 @@ pub trait Device: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`NotDrained`] once [`Invalidation::overdue`] says so: the device is then lost, its view of that page is covered by
-    /// a private copy, and `invalidate` is called again, and must not wait for that operation any more.
+    /// a private copy, and `invalidate` is called again, and must not wait for that operation on that page any more (see
+    /// [`Invalidation::not_given_up`]).
     fn invalidate(&self, invalidation: &Invalidation) -> Result<(), NotDrained>;
 }
 
@@ -75,6 +98,8 @@ pub struct NotDrained {
 pub struct RegionId(pub(crate) u32);
 
 impl RegionId {
+    pub(crate) const NONE: Self = Self(0);
+
     /// The number: unique among the process's regions, never used again.
     #[must_use]
     pub const fn get(self) -> u32 {
@@ -97,6 +122,8 @@ pub struct Invalidation {
     pub(crate) monitored: bool,
     /// The device says that it was using the pages.
     pub(crate) in_use: Cell<bool>,
+    /// Pages before this one are not waited for any more.
+    pub(crate) given_up: Cell<u32>,
 }
 
 impl Invalidation {
@@ -138,6 +165,14 @@ impl Invalidation {
     #[must_use]
     pub fn toucher(&self) -> Option<u32> {
         self.toucher.tid()
+    }
+
+    /// Those of the pages that are still to be waited for, when [`Device::invalidate`] has returned [`NotDrained`] before: those
+    /// behind the page that it named. A device whose operation works on many pages names each in turn, ascending, so that each
+    /// is covered. Signal-safe.
+    #[must_use]
+    pub fn not_given_up(&self) -> Option<PageRange> {
+        PageRange::new(self.pages.start().max(self.given_up.get()), self.pages.end())
     }
 
     /// Whether the drain limit has passed since the first time this was asked: stop waiting, return [`NotDrained`]. To be asked whenever the wait turns out to
@@ -272,6 +307,7 @@ unsafe impl Sync for DeviceCore {}
 
 const STUCK: u64 = 1;
 const PANICKED: u64 = 2;
+const DRIVER: u64 = 3;
 
 impl DeviceCore {
     pub(crate) fn device(&self) -> &dyn Device {
@@ -294,6 +330,7 @@ impl DeviceCore {
         let (page, region) = (PageIndex((bits >> 32) as u32), self.lost_region.load(Ordering::Acquire) as u32);
         let why = match bits & 0xff {
             PANICKED => LossReason::Panicked { region, page },
+            DRIVER => LossReason::Driver,
             _ => LossReason::Stuck { region, page, limit: self.space.config.drain_limit },
         };
         Some(DeviceLost { device: self.id, why })
@@ -304,6 +341,7 @@ impl DeviceCore {
         let how = match how {
             Loss::Stuck => STUCK,
             Loss::Panicked => PANICKED,
+            Loss::Driver => DRIVER,
         };
         if self.lost.load(Ordering::Relaxed) == 0 {
             self.lost_region.store(u64::from(region.0), Ordering::Release);
@@ -319,6 +357,8 @@ impl DeviceCore {
 pub(crate) enum Loss {
     Stuck,
     Panicked,
+    /// Names no page.
+    Driver,
 }
 
 impl Drop for DeviceCore {

@@ -537,4 +537,7 @@ pub enum LossReason {
         /// The page.
         page: PageIndex,
     },
+    /// Its driver said so.
+    #[error("its driver lost it")]
+    Driver,
 }

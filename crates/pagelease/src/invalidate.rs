@@ -55,6 +55,7 @@ pub(crate) fn invalidate(
         wait: Cell::new(None),
         monitored: space.config.faults == Faults::Monitor,
         in_use: Cell::new(false),
+        given_up: Cell::new(0),
     };
     if invalidation.monitored && !device.device().signal_safe() {
         // It may wait for its device for a long time.
@@ -68,6 +69,7 @@ pub(crate) fn invalidate(
             Err(stuck) => {
                 device.lose(region.id, stuck.page, Loss::Stuck);
                 region.cover(owner, stuck.page);
+                invalidation.given_up.set(stuck.page.0 + 1);
                 invalidation.note_wait(&space.stats);
             }
         }

@@ -30,7 +30,8 @@
 //! - [`Region`]: memory under management. It has a CPU view, where the program touches it, and a [`View`] a device, an alias
 //!   of the same pages. The unit of ownership is a **granule**, 4 KiB; with [`Space::allocate_huge`], 2 MiB. The memory may be
 //!   a file's: [`Space::map_file`]; or memory that the program has already, in place: [`Space::adopt`]. How pages are taken from the CPU is the region's [`BackendKind`].
-//! - [`Device`]: what a driver implements; [`software`] has one that needs no hardware.
+//! - [`Device`]: what a driver implements; [`software`] has one that needs no hardware, [`submit`] what a driver needs whose
+//!   device cannot fault.
 //! - [`View::claim`] takes pages for the device; the [`Lease`] that it returns **holds** them. Dropping it ends the hold, not
 //!   the exclusivity.
 //! - A **touch** of a page that a device has takes it back; [`Region::prefetch`] does so ahead of the touches.
@@ -108,6 +109,7 @@ mod shared;
 pub mod software;
 mod space;
 mod stats;
+pub mod submit;
 mod sync;
 mod thrash;
 mod touch;

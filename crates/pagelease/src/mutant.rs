@@ -26,6 +26,10 @@ pub enum Mutant {
     FilterByThread,
     /// A claim takes a page that a CPU touch waits for.
     ClaimPastWaiter,
+    /// A submission is handed to the driver without a look whether its pages are still held.
+    SkipFlightCheck,
+    /// A submission's pages are let go of before the driver says that it has ended.
+    LandEarly,
 }
 
 #[cfg(not(pagelease_shuttle))]

@@ -28,7 +28,7 @@ macro_rules! all {
 scenarios!(all);
 
 /// Each rule, and a scenario that notices when it is broken.
-const CAUGHT_BY: [(Mutant, &str); 10] = [
+const CAUGHT_BY: [(Mutant, &str); 12] = [
     (Mutant::SkipReadRetry, "handler_touches_in_its_claim"),
     (Mutant::FilterByThread, "handler_touches_in_its_claim"),
     (Mutant::WakeBeforeMap, "claim_against_touch"),
@@ -39,6 +39,8 @@ const CAUGHT_BY: [(Mutant, &str); 10] = [
     (Mutant::SkipPopulate, "first_claim_against_first_touch"),
     (Mutant::SkipGeneration, "late_holder_harms_no_later_lease"),
     (Mutant::ClaimPastWaiter, "waiting_touch_goes_before_a_claim"),
+    (Mutant::SkipFlightCheck, "submission_against_touch"),
+    (Mutant::LandEarly, "submission_against_touch"),
 ];
 
 const MUTANT: &str = "PAGELEASE_MUTANT";

@@ -12,5 +12,6 @@ pub(crate) mod explore;
 pub(crate) mod own_thread;
 pub(crate) mod panics;
 pub(crate) mod software;
+pub(crate) mod submit;
 pub(crate) mod touches;
 pub(crate) mod world;
