@@ -1,4 +1,4 @@
-//! `pagelease run histogram`: CPU threads and a device count one file into one table.
+//! `pagelease run histogram`: CPU threads and a device, or several, count one file into one table.
 //!
 //! The table is a region: a 64-bit counter for each byte value, or for each pair of bytes. Both sides take chunks of the
 //! file from one queue, and raise a counter once for each byte or pair. The CPU does so by an atomic addition, right in the
@@ -23,7 +23,7 @@
 //! | `input`, `shrunk` | the file: checked, mapped a window at a time; what if it shrinks meanwhile |
 //! | `split` | the queue of chunks |
 //! | `count` | the CPU threads, and the single-threaded count |
-//! | `device` | the device's side |
+//! | `device` | the devices' side, a file each |
 //! | `report`, `output` | what is printed; the counters as CSV |
 
 mod count;
@@ -43,12 +43,12 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use pagelease::software::SoftwareConfig;
 use pagelease::{RestorePolicy, Space, SpaceError};
 use pagelease_sys::thread;
 use pagelease_sys::uffd::{Features, OpenError};
 
 use crate::failure;
+use device::{Devices, Which};
 use input::Input;
 use output::Output;
 use report::{Report, Words};
@@ -69,9 +69,9 @@ const RACY_PAUSE: u32 = 1;
 pub(crate) struct Args {
     /// What to count: any regular file that is not empty
     file: PathBuf,
-    /// The device
+    /// The device, or all of them
     #[arg(long, value_enum, default_value_t)]
-    device: Device,
+    device: Which,
     /// CPU threads, 1 to 1024 [default: one for each CPU but one]
     #[arg(long, value_name = "N", value_parser = threads, default_value_t = default_threads(), hide_default_value = true)]
     cpu_threads: usize,
@@ -102,13 +102,6 @@ pub(crate) struct Args {
     /// Write the counters to a file, as CSV: value,count
     #[arg(long, value_name = "COUNTS.CSV")]
     out: Option<PathBuf>,
-}
-
-#[derive(Copy, Clone, Default, ValueEnum)]
-enum Device {
-    /// Threads of this process, whose updates are deliberately not atomic
-    #[default]
-    Software,
 }
 
 #[derive(Copy, Clone, Default, ValueEnum)]
@@ -145,20 +138,16 @@ enum Policy {
 /// The input is bad ([`failure::BadInput`]), or the machine cannot do it.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let plan = Plan::new(args)?;
+    device::check(args)?;
     let input = Input::open(&args.file)?;
     let output = args.out.as_deref().map(|path| Output::open(path, &input)).transpose()?;
     shrunk::install().context("the SIGBUS handler cannot be installed")?;
     let space = space(args, plan)?;
     let table = Table::make(&space, plan.memory, args.unit.values() * size_of::<u64>())?;
-    let config = match args.device {
-        Device::Software => {
-            let exclusive = matches!(args.mode, Mode::Exclusive);
-            SoftwareConfig { workers: args.device_workers, exclusive, pause: if exclusive { 0 } else { RACY_PAUSE } }
-        }
-    };
+    let mut devices = Devices::start(args, &space, &table.region)?;
 
     let progress = progress(&input);
-    let shared = count::shared(&space, &table.region, &input, args.unit, args.cpu_threads, config, &progress);
+    let shared = count::shared(&mut devices, &table.region, &input, args.unit, args.cpu_threads, &progress);
     // A failure may be due to the change, and the change is what can be remedied.
     input.check_unchanged()?;
     let shared = shared?;
@@ -170,7 +159,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if let Some(output) = output {
         output.write(&shared.counts.counters)?;
     }
-    let report = Report::new((args.mode, plan.memory), table.backend(), &space, &shared.counts, &reference);
+    let report = Report::new((args.mode, plan.memory), table.backend(), &space, &shared, &devices, &reference);
     let text = if args.json {
         serde_json::to_string_pretty(&report)? + "\n"
     } else {

@@ -8,7 +8,7 @@ use std::fs;
 use common::{Scratch, histogram, json, sample};
 use serde_json::Value;
 
-const KEYS: [&str; 18] = [
+const KEYS: [&str; 19] = [
     "mode",
     "faults",
     "memory",
@@ -27,6 +27,7 @@ const KEYS: [&str; 18] = [
     "wait_ns_max",
     "elapsed_ns",
     "reference_elapsed_ns",
+    "devices",
 ];
 
 fn number(report: &Value, key: &str) -> u64 {
@@ -82,6 +83,9 @@ fn exact_in_every_mode_and_consistent() {
                 assert!(number(&report, "invalidations") >= 1, "{report}");
                 assert!(number(&report, "elapsed_ns") > number(&report, "wait_ns_max"), "{report}");
                 assert!(number(&report, "reference_elapsed_ns") > 0, "{report}");
+                let device = &report["devices"][0];
+                assert_eq!((&device["name"], &device["missing"]), (&"software".into(), &Value::Null), "{report}");
+                assert!((1..=300_001).contains(&number(device, "bytes")), "{report}");
             }
         }
     }

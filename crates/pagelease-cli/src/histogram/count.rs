@@ -1,4 +1,4 @@
-//! The count: CPU threads and a device raise the same counters; and the plain count that they are checked against.
+//! The count: CPU threads and devices raise the same counters; and the plain count that they are checked against.
 
 use std::ops::Range;
 use std::panic::resume_unwind;
@@ -9,10 +9,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use indicatif::ProgressBar;
-use pagelease::software::{SoftwareConfig, SoftwareDevice};
-use pagelease::{Region, Space};
+use pagelease::Region;
 
-use super::device;
+use super::device::{self, Devices};
 use super::input::Input;
 use super::split::{self, CHUNK_MAX, Split};
 use super::unit::Unit;
@@ -28,30 +27,30 @@ pub(super) struct Shared {
     pub(super) counts: Counts,
     /// Bytes that the CPU counted.
     pub(super) by_cpu: u64,
-    /// Bytes that the device counted.
-    pub(super) by_device: u64,
+    /// Bytes that each device counted, in the order of the devices.
+    pub(super) by_device: Vec<u64>,
 }
 
-/// Counts the file with `cpu_threads` and the device, in one table, which is `region`. The time is from the first update to the moment when
-/// the CPU has read the last total.
+/// Counts the file with `cpu_threads` and the devices, in one table, which is `region`. The time is from the first update to
+/// the moment when the CPU has read the last total.
 pub(super) fn shared(
-    space: &Space,
+    devices: &mut Devices,
     region: &Region,
     input: &Input,
     unit: Unit,
     cpu_threads: usize,
-    config: SoftwareConfig,
     progress: &ProgressBar,
 ) -> Result<Shared> {
-    let device = SoftwareDevice::start(space, config)?;
-    let view = device.attach(region)?;
     let table = &region.words()[..unit.values()];
 
-    let split = Split::new(input, unit, cpu_threads + 1, progress);
-    let (split, device, view) = (&split, &device, &view);
-    // Each side's first chunk is its own, so that both work even on a file that is counted faster than a thread starts.
-    let first = split.take();
-    let mut sides: Vec<Side<'_>> = vec![Box::new(move || device::feed(split, device, view, first))];
+    let count = devices.counting.len();
+    let split = &Split::new(input, unit, cpu_threads, count, progress);
+    // Each side's first chunk is its own, so that all work even on a file that is counted faster than a thread starts.
+    let mut sides: Vec<Side<'_>> = Vec::new();
+    for (_, device) in &mut devices.counting {
+        let first = split.take();
+        sides.push(Box::new(move || device::feed(split, &mut **device, first)));
+    }
     for _ in 0..cpu_threads {
         let first = split.take();
         sides.push(Box::new(move || count_chunks(split, table, first)));
@@ -69,7 +68,7 @@ pub(super) fn shared(
     })?;
     let counters = table.iter().map(|counter| counter.load(Relaxed)).collect();
     let counts = Counts { counters, elapsed_ns: nanoseconds_since(begin) };
-    Ok(Shared { counts, by_device: counted[0], by_cpu: counted[1..].iter().sum() })
+    Ok(Shared { counts, by_device: counted[..count].to_vec(), by_cpu: counted[count..].iter().sum() })
 }
 
 /// What a thread does: it counts some chunks, and says how many bytes they had.
@@ -77,7 +76,7 @@ type Side<'a> = Box<dyn FnOnce() -> Result<u64> + Send + 'a>;
 
 /// The CPU's side: one atomic addition for each unit of the file, whoever has the page.
 fn count_chunks(split: &Split<'_>, table: &[AtomicU64], chunk: Option<Range<u64>>) -> Result<u64> {
-    split.wait_for_device();
+    split.wait_for_devices();
     let mut counted = 0;
     let mut next = chunk;
     while let Some(chunk) = next {

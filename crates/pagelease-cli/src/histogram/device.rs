@@ -1,134 +1,149 @@
-//! The device's side: chunks become items for the software device, one non-atomic update for each unit of the file.
-//!
-//! An item names a page of the table and up to [`LANES`] of its counters, so that the device is told three updates at a time;
-//! a counter that occurs three times is named three times, and updated three times. The items of a chunk go page by page: the
-//! device then claims a page once for many updates.
+//! The device's side: one interface for every device that counts, and the feeder that hands it chunk after chunk.
 //!
 //! The feeder prepares the next chunk while the device works: [`IN_FLIGHT`] chunks are submitted at most.
+//!
+//! | file | device |
+//! |---|---|
+//! | `software` | threads of this process |
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
 
-use anyhow::{Context, Result};
-use pagelease::software::{DevicePage, Item, Job, Operation, SoftwareDevice};
-use pagelease::{PageIndex, View};
+use anyhow::Result;
+use clap::ValueEnum;
+use pagelease::software::SoftwareConfig;
+use pagelease::{Region, Space};
 
 use super::split::{self, Split, Starting};
-use super::unit::Unit;
+use super::{Args, Mode, RACY_PAUSE};
+use crate::failure::BadInput;
 
-/// Chunks that the device has to work on, at most: one to do, and one for when it is done.
+mod software;
+
+use software::Software;
+
+/// Chunks that a device has to work on, at most: one to do, and one for when it is done.
 const IN_FLIGHT: usize = 2;
 
-/// Counters that an item names: so many indices of words are its argument.
-const LANES: usize = 3;
+/// A device that counts into the table.
+pub(super) trait Counting: Send {
+    /// Has it count a chunk: one update for each unit, not atomic. At most [`IN_FLIGHT`] are waited for later.
+    fn submit(&mut self, bytes: &[AtomicU8]) -> Result<Box<dyn Pending>>;
+}
 
-/// The bits of such an index: enough for the words of a huge page.
-const INDEX_BITS: usize = 21;
+/// A chunk that a device has.
+pub(super) trait Pending {
+    /// Waits until it is counted.
+    fn wait(self: Box<Self>) -> Result<()>;
+}
 
-/// In an argument: no counter. No page has that many words, see [`Batch::new`].
-const NONE: u32 = (1 << INDEX_BITS) - 1;
+/// Which device counts.
+#[derive(Copy, Clone, Debug, Default, Eq, PartialEq, ValueEnum)]
+pub(super) enum Which {
+    /// Threads of this process, whose updates are deliberately not atomic
+    #[default]
+    Software,
+    /// Every device that this machine has, at once
+    All,
+}
 
-/// What the device does with an item.
-fn count(page: &DevicePage<'_>, argument: u64) {
-    for word in unpack(argument) {
-        page.update(word, |count| count + 1);
+/// Those that [`Which::All`] stands for.
+const EACH: [Which; 1] = [Which::Software];
+
+impl Which {
+    /// What reports call it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Software => "software",
+            Self::All => "all",
+        }
+    }
+
+    /// How one is started; `None` for several.
+    fn starter(self) -> Option<Start> {
+        match self {
+            Self::Software => Some(software),
+            Self::All => None,
+        }
     }
 }
 
-fn pack(words: &[u32]) -> u64 {
-    words.iter().rfold(u64::MAX, |argument, &word| argument << INDEX_BITS | u64::from(word))
+/// Starts a device that counts into a table. Fails where there is none.
+type Start = fn(&Args, &Space, &Region) -> Result<Box<dyn Counting>>;
+
+/// The devices that count.
+#[derive(Default)]
+pub(super) struct Devices {
+    pub(super) counting: Vec<(&'static str, Box<dyn Counting>)>,
+    /// Those that this machine does not have, though all were asked for, and why.
+    pub(super) missing: Vec<(&'static str, String)>,
 }
 
-#[inline]
-fn unpack(argument: u64) -> impl Iterator<Item = usize> {
-    let word = move |lane| (argument >> (INDEX_BITS * lane)) & u64::from(NONE);
-    (0..LANES).map(word).filter(|&word| word != u64::from(NONE)).map(|word| usize::try_from(word).expect("21 bits"))
+impl Devices {
+    /// Those that `args` ask for, on `table`.
+    ///
+    /// # Errors
+    /// The one that was asked for is not there.
+    pub(super) fn start(args: &Args, space: &Space, table: &Region) -> Result<Self> {
+        if let Some(start) = args.device.starter() {
+            let device = start(args, space, table)?;
+            return Ok(Self { counting: vec![(args.device.name(), device)], missing: Vec::new() });
+        }
+        let mut devices = Self::default();
+        for (which, start) in EACH.into_iter().filter_map(|which| Some((which, which.starter()?))) {
+            match start(args, space, table) {
+                Ok(device) => devices.counting.push((which.name(), device)),
+                Err(why) => devices.missing.push((which.name(), format!("{why:#}"))),
+            }
+        }
+        Ok(devices)
+    }
+}
+
+/// Whether the options make sense for the device.
+///
+/// # Errors
+/// They do not.
+pub(super) fn check(args: &Args) -> Result<(), BadInput> {
+    if args.device != Which::Software && matches!(args.mode, Mode::Racy) {
+        return Err(BadInput::new(
+            "only the software device can be made to work on pages that it does not have; leave --mode racy or --device out",
+        ));
+    }
+    Ok(())
+}
+
+fn software(args: &Args, space: &Space, table: &Region) -> Result<Box<dyn Counting>> {
+    let exclusive = matches!(args.mode, Mode::Exclusive);
+    let pause = if exclusive { 0 } else { RACY_PAUSE };
+    let config = SoftwareConfig { workers: args.device_workers, exclusive, pause };
+    Ok(Box::new(Software::start(space, table, args.unit, config)?))
 }
 
 /// Has the device count `chunk`, and then chunk after chunk until none is left. Returns how many bytes that was.
-pub(super) fn feed(split: &Split<'_>, device: &SoftwareDevice, view: &View, chunk: Option<Range<u64>>) -> Result<u64> {
+pub(super) fn feed(split: &Split<'_>, device: &mut dyn Counting, chunk: Option<Range<u64>>) -> Result<u64> {
     let mut starting = Some(Starting(split));
-    let operation: Arc<dyn Operation> = Arc::new(count);
-    let words = view.words(PageIndex(0)).len();
-    let mut batch = Batch::new(split.unit, words);
-    let mut in_flight: VecDeque<(Job, u64)> = VecDeque::new();
+    let mut in_flight: VecDeque<(Box<dyn Pending>, u64)> = VecDeque::new();
     let mut counted = 0;
-    let mut finish = |(job, bytes): (Job, u64)| -> Result<()> {
-        job.wait().context("the software device failed")?;
+    let mut finish = |(job, bytes): (Box<dyn Pending>, u64)| -> Result<()> {
+        job.wait()?;
         counted += bytes;
         split.done(bytes);
         Ok(())
     };
     let mut next = chunk;
     while let Some(chunk) = next {
-        batch.fill(split.unit, split.input.window(chunk.clone())?.bytes());
         if in_flight.len() == IN_FLIGHT
             && let Some(oldest) = in_flight.pop_front()
         {
             finish(oldest)?;
         }
-        let job = device.submit(view, operation.clone(), &batch.items);
+        let job = device.submit(split.input.window(chunk.clone())?.bytes())?;
         drop(starting.take());
         in_flight.push_back((job, split::len(&chunk)));
         next = split.take();
     }
     in_flight.into_iter().try_for_each(&mut finish)?;
     Ok(counted)
-}
-
-/// The items of one chunk. Kept from chunk to chunk for its memory.
-struct Batch {
-    words_per_page: usize,
-    /// For each page of the table, which of its counters to raise, in the order of the file.
-    pages: Vec<Vec<u32>>,
-    items: Vec<Item>,
-}
-
-impl Batch {
-    fn new(unit: Unit, words_per_page: usize) -> Self {
-        assert!(words_per_page < NONE as usize, "an argument has {INDEX_BITS} bits for the index of a word");
-        let pages = unit.values().div_ceil(words_per_page);
-        Self { words_per_page, pages: vec![Vec::new(); pages], items: Vec::new() }
-    }
-
-    fn fill(&mut self, unit: Unit, bytes: &[AtomicU8]) {
-        unit.for_each(bytes, |value| {
-            let value = usize::from(value);
-            let word = u32::try_from(value % self.words_per_page).expect("a page has fewer words");
-            self.pages[value / self.words_per_page].push(word);
-        });
-        self.items.clear();
-        for (page, words) in (0..).map(PageIndex).zip(&mut self.pages) {
-            self.items.extend(words.chunks(LANES).map(|words| Item { page, argument: pack(words) }));
-            words.clear();
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_argument_names_up_to_three_words() {
-        for words in [&[0][..], &[511, 0], &[1, 2, 3], &[7, 7, 7], &[65535, 262_143, 0]] {
-            let unpacked: Vec<usize> = unpack(pack(words)).collect();
-            assert_eq!(unpacked, words.iter().map(|&word| word as usize).collect::<Vec<_>>());
-        }
-        assert_eq!(unpack(pack(&[])).count(), 0);
-    }
-
-    #[test]
-    fn a_batch_has_an_update_for_each_unit_and_goes_page_by_page() {
-        let bytes: Vec<AtomicU8> = [0, 2, 1, 0, 0, 2, 5].map(AtomicU8::new).into();
-        let mut batch = Batch::new(Unit::Pair, 512);
-        for _ in 0..2 {
-            batch.fill(Unit::Pair, &bytes);
-            let updates: Vec<(u32, Vec<usize>)> =
-                batch.items.iter().map(|item| (item.page.0, unpack(item.argument).collect())).collect();
-            assert_eq!(updates, [(0, vec![1, 5]), (1, vec![0, 0])]);
-        }
-    }
 }

@@ -1,12 +1,13 @@
 //! What happened, for people and for programs. The latter is a contract: docs/JSON.md.
 
-use std::fmt::{self, Display, Formatter};
+use std::fmt::{self, Display, Formatter, Write as _};
 
 use indicatif::HumanCount;
 use pagelease::{Faults, Privilege, Space};
 use serde::Serialize;
 
 use super::count::{Counts, Shared};
+use super::device::Devices;
 use super::table::Memory;
 use super::{Args, Mode};
 
@@ -34,8 +35,18 @@ pub(super) struct Report {
     wait_ns_max: u64,
     elapsed_ns: u64,
     reference_elapsed_ns: u64,
+    devices: Vec<DeviceReport>,
     #[serde(skip)]
     wrong_counters: usize,
+}
+
+/// One of the devices that were to count.
+#[derive(Serialize)]
+struct DeviceReport {
+    name: &'static str,
+    bytes: u64,
+    /// Why there is none here.
+    missing: Option<String>,
 }
 
 impl Report {
@@ -44,10 +55,15 @@ impl Report {
         (mode, memory): (Mode, Memory),
         backend: &'static str,
         space: &Space,
-        counts: &Counts,
+        shared: &Shared,
+        devices: &Devices,
         reference: &Counts,
     ) -> Self {
-        let stats = space.stats();
+        let (stats, counts) = (space.stats(), &shared.counts);
+        let counted = devices.counting.iter().zip(&shared.by_device);
+        let counted = counted.map(|((name, _), &bytes)| DeviceReport { name, bytes, missing: None });
+        let missing = devices.missing.iter();
+        let missing = missing.map(|(name, why)| DeviceReport { name, bytes: 0, missing: Some(why.clone()) });
         let pairs = || reference.counters.iter().zip(&counts.counters);
         Self {
             mode: match mode {
@@ -83,6 +99,7 @@ impl Report {
             wait_ns_max: stats.wait_ns_max,
             elapsed_ns: counts.elapsed_ns,
             reference_elapsed_ns: reference.elapsed_ns,
+            devices: counted.chain(missing).collect(),
             wrong_counters: pairs().filter(|(right, counted)| right != counted).count(),
         }
     }
@@ -144,14 +161,20 @@ impl Words<'_> {
     }
 
     fn shares(&self) -> String {
-        let (cpu, device) = (self.shared.by_cpu, self.shared.by_device);
-        format!(
-            "{} bytes by {}, {} bytes by {}",
-            HumanCount(cpu),
-            several(self.args.cpu_threads, "CPU thread"),
-            HumanCount(device),
-            several(self.args.device_workers, "device worker"),
-        )
+        let cpu = HumanCount(self.shared.by_cpu);
+        let mut shares = format!("{cpu} bytes by {}", several(self.args.cpu_threads, "CPU thread"));
+        for DeviceReport { name, bytes, missing } in &self.report.devices {
+            let bytes = HumanCount(*bytes);
+            let _ = match (missing, *name) {
+                (Some(why), _) => write!(shares, "; none by {name}: {why}"),
+                (None, "software") => {
+                    let workers = several(self.args.device_workers, "device worker");
+                    write!(shares, ", {bytes} bytes by {workers}")
+                }
+                (None, _) => write!(shares, ", {bytes} bytes by {name}"),
+            };
+        }
+        shares
     }
 
     fn time(&self) -> String {
@@ -229,7 +252,8 @@ mod tests {
         let space = Space::builder().simulated().build().expect("a simulated space");
         let counts = |counters: [u64; 3]| Counts { counters: counters.into(), elapsed_ns: 1 };
         let report = |mode, counters| {
-            Report::new((mode, Memory::Shared), "minor", &space, &counts(counters), &counts([5, 0, 7]))
+            let shared = Shared { counts: counts(counters), by_cpu: 0, by_device: Vec::new() };
+            Report::new((mode, Memory::Shared), "minor", &space, &shared, &Devices::default(), &counts([5, 0, 7]))
         };
 
         let right = report(Mode::Exclusive, [5, 0, 7]);

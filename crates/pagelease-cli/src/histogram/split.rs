@@ -1,8 +1,8 @@
 //! How the file is split: chunks, which CPU threads and the device take from one queue, so that no side waits for another.
 
 use std::ops::Range;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use indicatif::ProgressBar;
 
@@ -26,13 +26,21 @@ pub(super) struct Split<'a> {
     chunk: u64,
     next: AtomicU64,
     stopped: AtomicBool,
-    begun: OnceLock<()>,
+    /// Devices that have not begun.
+    starting: Mutex<usize>,
+    begun: Condvar,
 }
 
 impl<'a> Split<'a> {
-    /// For `takers` that take chunks.
-    pub(super) fn new(input: &'a Input, unit: Unit, takers: usize, progress: &'a ProgressBar) -> Self {
-        let takers = u64::try_from(takers).unwrap_or(u64::MAX);
+    /// For so many CPU threads and devices that take chunks.
+    pub(super) fn new(
+        input: &'a Input,
+        unit: Unit,
+        cpu_threads: usize,
+        devices: usize,
+        progress: &'a ProgressBar,
+    ) -> Self {
+        let takers = u64::try_from(cpu_threads + devices).unwrap_or(u64::MAX);
         let share = input.len() / takers.saturating_mul(CHUNKS_EACH);
         // Even, so that no pair of bytes is split.
         let chunk = share.clamp(CHUNK_MIN, CHUNK_MAX).next_multiple_of(2);
@@ -43,7 +51,8 @@ impl<'a> Split<'a> {
             chunk,
             next: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
-            begun: OnceLock::new(),
+            starting: Mutex::new(devices),
+            begun: Condvar::new(),
         }
     }
 
@@ -54,9 +63,10 @@ impl<'a> Split<'a> {
         left.then(|| begin..self.input.len().min(begin + self.chunk))
     }
 
-    /// Waits until the device has its first chunk: a file may be counted faster than a thread is woken.
-    pub(super) fn wait_for_device(&self) {
-        self.begun.wait();
+    /// Waits until each device has its first chunk: a file may be counted faster than a thread is woken.
+    pub(super) fn wait_for_devices(&self) {
+        let starting = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
+        let _begun = self.begun.wait_while(starting, |starting| *starting > 0);
     }
 
     /// Nobody gets another chunk: what has been counted is of no use any more.
@@ -70,12 +80,13 @@ impl<'a> Split<'a> {
     }
 }
 
-/// Held by the device's side until the device has its first chunk, or has failed.
+/// Held by a device's side until the device has its first chunk, or has failed.
 pub(super) struct Starting<'a>(pub(super) &'a Split<'a>);
 
 impl Drop for Starting<'_> {
     fn drop(&mut self) {
-        self.0.begun.get_or_init(|| ());
+        *self.0.starting.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.0.begun.notify_all();
     }
 }
 
