@@ -98,8 +98,6 @@ pub struct NotDrained {
 pub struct RegionId(pub(crate) u32);
 
 impl RegionId {
-    pub(crate) const NONE: Self = Self(0);
-
     /// The number: unique among the process's regions, never used again.
     #[must_use]
     pub const fn get(self) -> u32 {
@@ -271,6 +269,13 @@ impl<D: Device> DeviceHandle<D> {
     #[must_use]
     pub fn lost(&self) -> Option<DeviceLost> {
         self.core.lost()
+    }
+
+    /// Declares the device lost: for a driver whose hardware, or the library in front of it, says that it is gone. Claims for it
+    /// are refused from now on; what it has goes back to the CPU as it is touched, for which the driver's [`Device::invalidate`] is called as ever. Any thread; signal-safe. A second call, or one
+    /// after the runtime has found the device lost by itself, changes nothing.
+    pub fn declare_lost(&self) {
+        self.core.lose(RegionId(0), PageIndex(0), Loss::Driver);
     }
 }
 

@@ -537,7 +537,7 @@ pub enum LossReason {
         /// The page.
         page: PageIndex,
     },
-    /// Its driver said so.
+    /// Its driver said so: see [`DeviceHandle::declare_lost`](crate::DeviceHandle::declare_lost).
     #[error("its driver lost it")]
     Driver,
 }

@@ -13,7 +13,7 @@ use pagelease_sys::fork;
 
 use crate::backend::ViewMemory;
 use crate::claim;
-use crate::device::DeviceCore;
+use crate::device::{DeviceCore, RegionId};
 use crate::error::ClaimError;
 use crate::lease::Lease;
 use crate::notifier::Notifier;
@@ -90,6 +90,27 @@ impl View {
     #[must_use]
     pub fn pages(&self) -> PageRange {
         PageRange::new(0, self.core.region.pages).expect("a region has at least one page")
+    }
+
+    /// The region this is a view of.
+    #[must_use]
+    pub fn region(&self) -> RegionId {
+        self.core.region.id
+    }
+
+    /// Where the device sees the region: the whole of what [`View::page_ptr`] shows page by page, under the same rules. `None`
+    /// in a simulated region.
+    ///
+    /// A driver whose device reaches the memory through the page table of this process (a KVM memory slot) may trap and revoke
+    /// its own view: register it with a userfaultfd of its own, and zap its pages with `MADV_DONTNEED`. Where
+    /// [`Capabilities::alias`] holds, the runtime itself does neither to a view: it maps it, may cover single pages of it after
+    /// the device was lost, and unmaps it with the last view and lease. Before its last view goes, the driver unregisters it.
+    ///
+    /// [`Capabilities::alias`]: crate::Capabilities::alias
+    #[must_use]
+    pub fn as_ptr(&self) -> Option<NonNull<[u8]>> {
+        let ViewMemory::Mapping(mapping) = &self.core.memory else { return None };
+        Some(NonNull::slice_from_raw_parts(NonNull::new(mapping.as_ptr())?, mapping.span().len()))
     }
 
     /// Where the device sees `page`: an alias of the CPU view's page, one granule long. What lies there may be stored to by

@@ -208,6 +208,30 @@ fn a_driver_that_does_not_drain_is_lost() {
 /// Whatever happens, a driver maps a page exactly while the device may use it: claims of several threads, touches, other
 /// devices, and leases that are broken.
 #[test]
+fn a_driver_can_declare_its_device_lost() {
+    let _watchdog = watchdog();
+    for faults in MODES {
+        let Some((space, region)) = space(faults) else { return };
+        let device = space.register(Driver::new(region.pages().len() as usize)).unwrap();
+        let view = region.attach(&device).unwrap();
+        assert_eq!(view.region(), region.id());
+        let alias = view.as_ptr().unwrap();
+        assert_eq!(alias.len(), region.as_ptr().len());
+        assert_eq!(alias.cast(), view.page_ptr(PageIndex(0)).unwrap().cast::<u8>());
+        let lease = view.claim(pages(0, 2), Access::Exclusive).unwrap();
+        view.words(PageIndex(0))[0].store(7, SeqCst);
+        device.declare_lost();
+        device.declare_lost();
+        assert_eq!(device.lost().map(|lost| lost.why), Some(LossReason::Driver));
+        drop(lease);
+        assert!(!view.has(PageIndex(0)) && view.claim(one(5), Access::Exclusive).is_err());
+        assert_eq!(region.words()[0].load(SeqCst), 7, "the CPU has it back");
+        assert!(!device.maps(PageIndex(0)), "by way of the driver");
+        assert_eq!(space.stats().devices_lost, 1);
+    }
+}
+
+#[test]
 fn a_driver_s_table_agrees_with_the_page_words() {
     let _watchdog = watchdog();
     for faults in MODES {

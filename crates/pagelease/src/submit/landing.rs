@@ -11,12 +11,11 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
-use pagelease_protocol::PageIndex;
 use pagelease_sys::fork;
 
 use super::flights::{Flights, Flying};
 use super::{Queue, SubmissionError};
-use crate::device::{DeviceHandle, Loss, RegionId};
+use crate::device::DeviceHandle;
 use crate::lease::Lease;
 use crate::mutant::{self, Mutant};
 use crate::sync::{Condvar, Mutex, block_signals, thread};
@@ -58,7 +57,7 @@ impl<Q: Queue> Tower<Q> {
             // What it did to pages that were given up is lost.
             Ok(true) => self.device.lost().map_or(Ok(()), |_| Err(None)),
             Err(error) => {
-                self.device.core.lose(RegionId::NONE, PageIndex(0), Loss::Driver);
+                self.device.declare_lost();
                 Err(Some(error))
             }
         };
