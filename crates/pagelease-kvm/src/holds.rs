@@ -1,0 +1,153 @@
+//! [`Holds`]: the leases of pages that vCPUs have faulted on, until the guest has got something from them.
+//!
+//! A vCPU that faults sleeps in the kernel until its page is mapped, then has to be scheduled, enter the guest, and make its
+//! access. Were the page not held meanwhile, a CPU thread that touches it all the time could take it back each time before
+//! that. So the lease stays until the vCPU's thread **has run** for [`RUN`], by its own processor time: while it waits for a
+//! CPU, or for another fault to be answered (an instruction may touch several pages), it gets nothing done, and the hold lasts.
+//! At the latest it ends after [`LAST`], with the lane, and at the space's hold limit, which breaks it as any.
+//!
+//! The other side cannot starve either: a page that a touch brought back has a minimum residency with the CPU, and a claim never
+//! goes before a touch that waits.
+//!
+//! One thread, the keeper, ends holds; nothing it does waits for a claim, so holds end also while all faults that are being
+//! answered have to wait. It sleeps while there are none.
+//!
+//! Lock: a lease is dropped without the lock, since that may bring its pages back to touches that wait.
+
+use core::time::Duration;
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use pagelease::{Lease, PageIndex, RegionId};
+
+use crate::block::Block;
+use crate::kick::Kick;
+
+/// The processor time of a vCPU's thread for which a hold lasts: some of it is the way back into the guest.
+const RUN: Duration = Duration::from_micros(60);
+/// The time after which a hold ends, whatever the thread got.
+const LAST: Duration = Duration::from_millis(20);
+/// How often the keeper looks.
+const TICK: Duration = Duration::from_micros(50);
+/// Holds of one vCPU: more pages than an instruction touches.
+const MOST: usize = 8;
+
+struct Hold {
+    vcpu: usize,
+    kick: Kick,
+    region: RegionId,
+    lease: Lease,
+    since: Instant,
+    ran_ns: u64,
+}
+
+impl Hold {
+    fn is_due(&self) -> bool {
+        let ran = Duration::from_nanos(self.kick.ran_ns().saturating_sub(self.ran_ns));
+        ran >= RUN || self.since.elapsed() >= LAST
+    }
+}
+
+#[derive(Default)]
+struct State {
+    holds: VecDeque<Hold>,
+    /// How many lanes each vCPU has run. Mapping a page lets its vCPU go on, which may be done before its fault is.
+    lanes: [u64; Block::VCPUS_MAX],
+    /// The keeper sleeps until there is something.
+    asleep: bool,
+    closed: bool,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(crate) struct Holds {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Holds {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The number of the lane that a vCPU runs: to be asked before its fault is answered.
+    pub(crate) fn lane(&self, vcpu: usize) -> u64 {
+        self.state().lanes[vcpu]
+    }
+
+    /// Keeps `lease` for a vCPU that faulted on a page of it, unless the lane in which it did is over.
+    pub(crate) fn push(&self, vcpu: usize, lane: u64, kick: Kick, region: RegionId, lease: Lease) {
+        let hold = Hold { vcpu, kick, region, lease, since: Instant::now(), ran_ns: kick.ran_ns() };
+        let mut state = self.state();
+        if state.lanes[vcpu] != lane {
+            drop(state);
+            drop(hold);
+            return;
+        }
+        let of_it = state.holds.iter().filter(|hold| hold.vcpu == vcpu).count();
+        let oldest = (of_it >= MOST).then(|| state.holds.iter().position(|hold| hold.vcpu == vcpu)).flatten();
+        let ended = oldest.and_then(|oldest| state.holds.remove(oldest));
+        state.holds.push_back(hold);
+        if state.asleep {
+            self.changed.notify_one();
+        }
+        drop(state);
+        drop(ended);
+    }
+
+    /// Ends those that `which` says.
+    fn end(&self, mut which: impl FnMut(&Hold) -> bool) {
+        let mut ended = Vec::new();
+        let mut state = self.state();
+        let mut at = 0;
+        while at < state.holds.len() {
+            if which(&state.holds[at]) {
+                ended.extend(state.holds.remove(at));
+            } else {
+                at += 1;
+            }
+        }
+        drop(state);
+        drop(ended);
+    }
+
+    /// The vCPU's lane is over.
+    pub(crate) fn end_of(&self, vcpu: usize) {
+        self.state().lanes[vcpu] += 1;
+        self.end(|hold| hold.vcpu == vcpu);
+    }
+
+    /// The vCPU faults on a page that it holds: it has lost it, and whoever took it waits for nothing.
+    pub(crate) fn end_on(&self, vcpu: usize, region: RegionId, page: PageIndex) {
+        self.end(|hold| hold.vcpu == vcpu && hold.region == region && hold.lease.pages().contains(page));
+    }
+
+    /// The region is being detached.
+    pub(crate) fn end_in(&self, region: RegionId) {
+        self.end(|hold| hold.region == region);
+    }
+
+    /// What the keeper does until [`Holds::close`].
+    pub(crate) fn keep(&self) {
+        loop {
+            let mut state = self.state();
+            while state.holds.is_empty() {
+                if state.closed {
+                    return;
+                }
+                state.asleep = true;
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state.asleep = false;
+            }
+            drop(state);
+            std::thread::sleep(TICK);
+            self.end(Hold::is_due);
+        }
+    }
+
+    pub(crate) fn close(&self) {
+        self.state().closed = true;
+        self.changed.notify_all();
+    }
+}
