@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sees to what the other scripts need beyond a Rust toolchain: a C linker, setpriv (to run the main job as an ordinary user),
-# Chromium (the page that shows a history is tested in it), and what boots other kernels in an emulated machine. Installs Debian
-# packages, by name, only where one is missing.
+# Chromium (the page that shows a history is tested in it), what boots other kernels in an emulated machine, and an OpenCL driver
+# that runs on the CPU. Installs Debian packages, by name, only where one is missing.
 set -euo pipefail
 
 missing=()
@@ -12,6 +12,8 @@ command -v setpriv >/dev/null || missing+=(util-linux)
 command -v qemu-system-x86_64 >/dev/null || missing+=(qemu-system-x86 seabios)
 command -v busybox >/dev/null || missing+=(busybox-static)
 command -v cpio >/dev/null || missing+=(cpio)
+compgen -G '/usr/lib*/*/libOpenCL.so.1' >/dev/null || missing+=(ocl-icd-libopencl1)
+compgen -G '/etc/OpenCL/vendors/*.icd' >/dev/null || missing+=(pocl-opencl-icd)
 if [ ${#missing[@]} -gt 0 ] && [ "$(id -u)" -ne 0 ]; then
     echo "ci: only root can install what is missing here: ${missing[*]}" >&2
     exit 1

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The README's test command. Here the tests of the lab's page may not be skipped for want of a browser.
+# The README's test command. Here the tests of the lab's page may not be skipped for want of a browser, nor those of a device for
+# want of its driver.
 set -euo pipefail
-export PAGELEASE_NEEDS_CHROMIUM=1
+export PAGELEASE_NEEDS_CHROMIUM=1 PAGELEASE_NEEDS_DEVICES=1
 
 cargo xtask test
