@@ -81,7 +81,7 @@ impl OpenClDevice {
         Self::over(space, OpenClQueue::new(device, context, queue)?)
     }
 
-    fn over(space: &Space, queue: OpenClQueue) -> Result<Self, OpenError> {
+    pub(crate) fn over(space: &Space, queue: OpenClQueue) -> Result<Self, OpenError> {
         Ok(Self { submitter: Submitter::start(space, queue)? })
     }
 

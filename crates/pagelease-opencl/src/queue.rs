@@ -57,6 +57,13 @@ impl OpenClQueue {
         })
     }
 
+    /// The same, as if the driver kept copies.
+    #[cfg(test)]
+    pub(crate) fn not_in_place(mut self) -> Self {
+        Arc::get_mut(&mut self.shared).expect("just made").in_place = false;
+        self
+    }
+
     pub(crate) fn device(&self) -> &Device {
         &self.shared.device
     }

@@ -142,3 +142,6 @@ impl Chain<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;
