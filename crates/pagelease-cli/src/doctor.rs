@@ -35,6 +35,7 @@
 //! process could not be looked at. `ready` is what the exit status says.
 
 mod checks;
+mod devices;
 mod machine;
 mod trial;
 

@@ -36,6 +36,7 @@ pub(super) fn examine(pid: Option<u32>) -> Report {
     let tried = list.tried(in_force);
     let base = list.kernel();
     list.huge_pages(&huge_pages);
+    list.devices();
     list.threads(&threads, pid.is_none());
 
     Report {
@@ -76,10 +77,16 @@ struct Tried {
     mprotect: bool,
 }
 
-struct List(Vec<Check>);
+pub(super) struct List(Vec<Check>);
 
 impl List {
-    fn add(&mut self, section: &'static str, name: impl Display, ok: bool, found: impl Display) -> &mut Check {
+    pub(super) fn add(
+        &mut self,
+        section: &'static str,
+        name: impl Display,
+        ok: bool,
+        found: impl Display,
+    ) -> &mut Check {
         self.0.push(Check {
             section,
             name: name.to_string(),

@@ -5,6 +5,12 @@
 //! | file | device |
 //! |---|---|
 //! | `software` | threads of this process |
+//! | `kvm` | a vCPU, that runs machine code |
+//! | `vulkan` | a compute shader |
+//! | `opencl` | a kernel in OpenCL C |
+//!
+//! The last three run a kernel over a chunk in memory of their own (`chunks`), and take the chunk and the pages of the table as
+//! they take any: by a claim.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -19,9 +25,16 @@ use super::split::{self, Split, Starting};
 use super::{Args, Mode, RACY_PAUSE};
 use crate::failure::BadInput;
 
+mod chunks;
+#[cfg(target_arch = "x86_64")]
+mod kvm;
+mod opencl;
 mod software;
+mod vulkan;
 
+use opencl::OpenCl;
 use software::Software;
+use vulkan::Vulkan;
 
 /// Chunks that a device has to work on, at most: one to do, and one for when it is done.
 const IN_FLIGHT: usize = 2;
@@ -44,18 +57,27 @@ pub(super) enum Which {
     /// Threads of this process, whose updates are deliberately not atomic
     #[default]
     Software,
+    /// A virtual processor of Linux's KVM, on the program's own pointers
+    Kvm,
+    /// A Vulkan device: a compute shader
+    Vulkan,
+    /// An OpenCL device: a kernel in OpenCL C
+    Opencl,
     /// Every device that this machine has, at once
     All,
 }
 
 /// Those that [`Which::All`] stands for.
-const EACH: [Which; 1] = [Which::Software];
+const EACH: [Which; 4] = [Which::Software, Which::Kvm, Which::Vulkan, Which::Opencl];
 
 impl Which {
     /// What reports call it.
     fn name(self) -> &'static str {
         match self {
             Self::Software => "software",
+            Self::Kvm => "kvm",
+            Self::Vulkan => "vulkan",
+            Self::Opencl => "opencl",
             Self::All => "all",
         }
     }
@@ -64,6 +86,9 @@ impl Which {
     fn starter(self) -> Option<Start> {
         match self {
             Self::Software => Some(software),
+            Self::Kvm => Some(kvm),
+            Self::Vulkan => Some(|args, space, table| Ok(Box::new(Vulkan::start(space, table, args.unit)?))),
+            Self::Opencl => Some(|args, space, table| Ok(Box::new(OpenCl::start(space, table, args.unit)?))),
             Self::All => None,
         }
     }
@@ -119,6 +144,17 @@ fn software(args: &Args, space: &Space, table: &Region) -> Result<Box<dyn Counti
     let pause = if exclusive { 0 } else { RACY_PAUSE };
     let config = SoftwareConfig { workers: args.device_workers, exclusive, pause };
     Ok(Box::new(Software::start(space, table, args.unit, config)?))
+}
+
+#[cfg(target_arch = "x86_64")]
+fn kvm(args: &Args, space: &Space, table: &Region) -> Result<Box<dyn Counting>> {
+    Ok(Box::new(kvm::Kvm::start(space, table, args.unit)?))
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn kvm(_: &Args, _: &Space, _: &Region) -> Result<Box<dyn Counting>> {
+    pagelease_kvm::available()?;
+    anyhow::bail!("there is no KVM device")
 }
 
 /// Has the device count `chunk`, and then chunk after chunk until none is left. Returns how many bytes that was.

@@ -25,6 +25,19 @@ impl Unit {
         }
     }
 
+    /// How many bytes one has.
+    pub(super) fn len(self) -> usize {
+        match self {
+            Self::Byte => 1,
+            Self::Pair => 2,
+        }
+    }
+
+    /// How many there are in so many bytes.
+    pub(super) fn count(self, bytes: usize) -> usize {
+        bytes.div_ceil(self.len())
+    }
+
     /// What several are called.
     pub(super) fn plural(self) -> &'static str {
         match self {
