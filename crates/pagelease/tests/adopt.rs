@@ -100,6 +100,31 @@ fn pages_nobody_has_touched_are_zeroes_for_everybody() {
 }
 
 #[test]
+fn huge_granules_nobody_has_touched_are_zeroes_for_everybody() {
+    let _watchdog = watchdog();
+    for faults in MODES {
+        let Some(space) = adopting(Space::builder().faults(faults)) else { return };
+        let memory = Memory::room_for_huge(3);
+        let region = memory.adopt_huge(&space);
+        let (a, b) = (space.register(PLAIN).unwrap(), space.register(PLAIN).unwrap());
+        let (a, b) = (region.attach(&a).unwrap(), region.attach(&b).unwrap());
+        assert_eq!(memory.word(700, 1).load(SeqCst), 0, "the CPU's first touch");
+        memory.word(700, 0).store(6, SeqCst);
+        a.claim(pages(0, 2), Access::Exclusive).unwrap().end().unwrap();
+        assert_eq!(a.words(page(0))[99].load(SeqCst), 0, "the device's first touch");
+        assert_eq!(a.words(page(1))[(700 - 512) * 512].load(SeqCst), 6);
+        a.words(page(0))[99].store(7, SeqCst);
+        b.claim(pages(0, 2), Access::Exclusive).unwrap().end().unwrap();
+        assert_eq!(b.words(page(0))[99].load(SeqCst), 7);
+        assert_eq!((memory.word(0, 99).load(SeqCst), memory.word(511, 0).load(SeqCst)), (7, 0));
+        assert_eq!(memory.word(700, 0).load(SeqCst), 6);
+        drop((a, b, region));
+        assert_eq!((memory.word(0, 99).load(SeqCst), memory.word(1024, 0).load(SeqCst)), (7, 0));
+        assert_eq!(space.stats().stray_accesses, 0, "the device was given its zeroes");
+    }
+}
+
+#[test]
 fn a_device_takes_pages_from_another() {
     let _watchdog = watchdog();
     for faults in MODES {

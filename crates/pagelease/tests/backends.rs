@@ -60,7 +60,7 @@ fn by_itself_a_space_takes_the_better_backend_that_the_kernel_has() {
         // Whichever it is, it serves a memory file, and huge pages, in the same space.
         let mut all = vec![region, space.map_file(memfd(8 * 4096), 0, ByteLen(8 * 4096)).unwrap()];
         match Memory::Huge.allocate(&space, 8) {
-            Ok(huge) => all.push(huge),
+            Ok(huge) => all.push(huge.region),
             Err(error) => eprintln!("skipped: huge pages: {error}"),
         }
         let device = space.register(PLAIN).unwrap();

@@ -470,15 +470,15 @@ fn adopting_again_after_all_of_it() {
 fn made(faults: Faults) -> Vec<(&'static str, Space, Region)> {
     let mut made = Vec::new();
     if let Some(space) = open(Space::builder().faults(faults)) {
-        made.push(("shared", space.clone(), kinds::Memory::Shared.allocate(&space, 16).unwrap()));
-        made.push(("a file's", space.clone(), kinds::Memory::Memfd.allocate(&space, 16).unwrap()));
+        made.push(("shared", space.clone(), kinds::Memory::Shared.allocate(&space, 16).unwrap().region));
+        made.push(("a file's", space.clone(), kinds::Memory::Memfd.allocate(&space, 16).unwrap().region));
         if adopting(Space::builder()).is_some() {
-            made.push(("adopted", space.clone(), kinds::Memory::Adopted.allocate(&space, 16).unwrap()));
+            made.push(("adopted", space.clone(), kinds::Memory::Adopted.allocate(&space, 16).unwrap().region));
         }
     }
     if faults == Faults::InThread {
         let space = Space::builder().faults(faults).backend(BackendKind::Mprotect).build().unwrap();
-        made.push(("mprotect", space.clone(), kinds::Memory::File.allocate(&space, 16).unwrap()));
+        made.push(("mprotect", space.clone(), kinds::Memory::File.allocate(&space, 16).unwrap().region));
     }
     made
 }

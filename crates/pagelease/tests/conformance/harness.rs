@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use pagelease::sim::SimCpu;
 use pagelease::{BackendKind, DeviceHandle, Faults, Region, Space, SpaceBuilder, SpaceError, Stats};
 
-use crate::support::memory::{HUGE_PAGES_MAX, Memory};
+use crate::support::memory::{HUGE_PAGES_MAX, Made, Memory};
+use crate::support::private;
 use crate::support::{PLAIN, Plain, patient, watchdog};
 
 /// CPU accesses to word `word` (0 or 1) of page `page`.
@@ -106,8 +107,8 @@ impl Rig {
             Err(SpaceError::Userfaultfd(refused)) => return Err(Box::new(refused)),
             Err(error) => panic!("{}: {error}", self.name),
         };
-        match self.memory.allocate(&space, self.pages(HUGE_PAGES_MAX)) {
-            Ok(_) => Ok(Bench { space, rig: self }),
+        match self.memory.try_out(&space) {
+            Ok(()) => Ok(Bench { space, rig: self, kept: Mutex::default() }),
             Err(missing) if missing.is_the_machine_s() => Err(Box::new(missing)),
             Err(error) => panic!("{}: {error}", self.name),
         }
@@ -133,12 +134,16 @@ impl Rig {
 pub(crate) struct Bench {
     pub(crate) space: Space,
     rig: Rig,
+    /// The memory of its regions; unmapped after they have gone.
+    kept: Mutex<Vec<private::Memory>>,
 }
 
 impl Bench {
     pub(crate) fn region(&self, pages: u32) -> Region {
         assert!(self.rig.memory != Memory::Huge || pages <= HUGE_PAGES_MAX, "more than `Rig::pages` says");
-        self.rig.memory.allocate(&self.space, pages).expect("room for a few pages")
+        let Made { region, memory } = self.rig.memory.allocate(&self.space, pages).expect("room for a few pages");
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).extend(memory);
+        region
     }
 
     pub(crate) fn device(&self) -> DeviceHandle<Plain> {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 use pagelease::{AdoptError, ByteLen, Region, RegionError, Space};
 
-use super::private::adopted;
+use super::private::{self, adopted, adopted_huge};
 
 /// What a region is made of.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
@@ -24,10 +24,16 @@ pub(crate) enum Memory {
     File,
     /// Private memory, adopted.
     Adopted,
-    /// The same, in granules of 2 MiB.
+    /// The same, huge pages in granules of 2 MiB.
     AdoptedHuge,
     /// None.
     Sim,
+}
+
+/// A region, and the memory that is to be kept for as long as anybody may use it. Dropped in this order.
+pub(crate) struct Made {
+    pub(crate) region: Region,
+    pub(crate) memory: Option<private::Memory>,
 }
 
 /// Why there is no such memory.
@@ -83,13 +89,16 @@ fn page_size() -> usize {
 }
 
 impl Memory {
-    pub(crate) fn allocate(self, space: &Space, pages: u32) -> Result<Region, Missing> {
+    pub(crate) fn allocate(self, space: &Space, pages: u32) -> Result<Made, Missing> {
         let len = ByteLen(pages as usize * page_size());
-        Ok(match self {
+        let region = match self {
             Self::Shared => space.allocate(len)?,
             Self::Sim => space.allocate(ByteLen(pages as usize * 4096))?,
-            Self::Adopted => adopted(space, len, false)?,
-            Self::AdoptedHuge => adopted(space, ByteLen(pages as usize * HUGE), true)?,
+            Self::Adopted => adopted(space, len)?,
+            Self::AdoptedHuge => {
+                let (region, memory) = adopted_huge(space, pages as usize)?;
+                return Ok(Made { region, memory: Some(memory) });
+            }
             Self::Huge => {
                 fill_the_pool();
                 space.allocate_huge(ByteLen(pages as usize * HUGE))?
@@ -97,7 +106,19 @@ impl Memory {
             // Not from its beginning, to see that every view is of the same part.
             Self::Memfd => space.map_file(memfd(len.0 + page_size()), page_size() as u64, len)?,
             Self::File => space.map_file(file(len.0 + page_size()), page_size() as u64, len)?,
-        })
+        };
+        Ok(Made { region, memory: None })
+    }
+
+    /// Whether the CPU's first touch of a page traps: one that is not there when it is adopted.
+    pub(crate) fn traps_at_first(self) -> bool {
+        self == Self::Adopted
+    }
+
+    /// Fails if this machine has no such memory: not as many pages as any test uses at a time.
+    pub(crate) fn try_out(self, space: &Space) -> Result<(), Missing> {
+        // Of huge pages that are no pool's there are as many as there is memory.
+        self.allocate(space, if self == Self::AdoptedHuge { 1 } else { self.most(HUGE_PAGES_MAX) }).map(drop)
     }
 
     /// `count` pages, or as many as there can be.

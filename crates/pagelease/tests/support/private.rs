@@ -55,9 +55,7 @@ impl Memory {
 
     /// `count` huge pages, each small page of which begins with [`SEED`]; `None`, and says so, where there are none to be had.
     pub(crate) fn huge(count: usize) -> Option<Self> {
-        let memory = Self::map(count * HUGE, libc::MAP_PRIVATE, HUGE);
-        // SAFETY: the mapping is ours.
-        unsafe { libc::madvise(memory.start.as_ptr().cast(), memory.len, libc::MADV_HUGEPAGE) };
+        let memory = Self::room_for_huge(count);
         for index in 0..u32::try_from(count * 512).unwrap() {
             memory.word(index, 0).store(SEED, SeqCst);
         }
@@ -69,6 +67,23 @@ impl Memory {
             return None;
         }
         Some(memory)
+    }
+
+    /// `count` huge pages of zeroes. Where there are none to be had, small ones: each costs as much as a huge one.
+    fn huge_and_touched(count: usize) -> Self {
+        let memory = Self::room_for_huge(count);
+        // SAFETY: the mapping is ours.
+        let touched = unsafe { libc::madvise(memory.start.as_ptr().cast(), memory.len, libc::MADV_POPULATE_WRITE) };
+        assert_eq!(touched, 0, "no room for {count} huge pages");
+        memory
+    }
+
+    /// Where the kernel may put `count` huge pages, when they are touched.
+    pub(crate) fn room_for_huge(count: usize) -> Self {
+        let memory = Self::map(count * HUGE, libc::MAP_PRIVATE, HUGE);
+        // SAFETY: the mapping is ours.
+        unsafe { libc::madvise(memory.start.as_ptr().cast(), memory.len, libc::MADV_HUGEPAGE) };
+        memory
     }
 
     fn map(len: usize, flags: i32, align: usize) -> Self {
@@ -174,17 +189,31 @@ impl Memory {
     }
 }
 
-/// Memory that is never unmapped: a region's, for as long as anybody may use it. `huge`: in granules of 2 MiB.
-pub(crate) fn adopted(space: &Space, len: ByteLen, huge: bool) -> Result<Region, AdoptError> {
-    let memory = std::mem::ManuallyDrop::new(Memory::map(len.0, libc::MAP_PRIVATE, if huge { HUGE } else { 0 }));
+/// A region of memory that nobody has touched and that is never unmapped: it is there for as long as anybody may use it.
+pub(crate) fn adopted(space: &Space, len: ByteLen) -> Result<Region, AdoptError> {
+    let memory = std::mem::ManuallyDrop::new(Memory::map(len.0, libc::MAP_PRIVATE, 0));
     // SAFETY: nobody else uses it.
-    unsafe { if huge { space.adopt_huge(memory.start, len) } else { space.adopt(memory.start, len) } }
+    unsafe { space.adopt(memory.start, len) }
+}
+
+/// A region of `count` huge pages, and their memory, which is to be kept for as long as anybody may use it. They are touched
+/// first: what is touched under management gets small pages.
+pub(crate) fn adopted_huge(space: &Space, count: usize) -> Result<(Region, Memory), AdoptError> {
+    let memory = Memory::huge_and_touched(count);
+    // SAFETY: nobody else uses it.
+    let region = unsafe { space.adopt_huge(memory.start, memory.len()) }?;
+    Ok((region, memory))
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
         let gone = self.gone.lock().unwrap();
         let (base, len) = self.mapping;
+        if gone.is_empty() {
+            // SAFETY: the mapping is ours.
+            unsafe { libc::munmap(std::ptr::with_exposed_provenance_mut(base), len) };
+            return;
+        }
         for page in (base..base + len).step_by(4096) {
             if !gone.iter().any(|(from, to)| (*from..*to).contains(&page)) {
                 // SAFETY: the page is ours.
