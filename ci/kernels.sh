@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Conformance, stress and the main job on Debian's kernels 6.1, 6.12 and 7.3, each booted in an emulated machine. Where those
 # kernels cannot be had (no network, not Debian), says so, and lets CI go on: that says nothing about this project. It takes
-# three minutes and a build; the bound is for a guest that hangs.
+# six minutes and a build; the bound is for a guest that hangs.
 set -euo pipefail
 
 status=0

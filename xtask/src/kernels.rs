@@ -8,81 +8,21 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use entries::{PATIENCE, SAMPLE, What, entries};
 use guest::{Clock, Guest, Output, Program, Ran};
 use packages::Packages;
 use programs::Built;
 use table::Row;
 
+mod entries;
 mod guest;
 mod initramfs;
 mod packages;
 mod programs;
 mod table;
 
-/// A program that every guest runs.
-struct Entry {
-    /// What the table calls it; a test program has a row for each of its rigs instead.
-    row: &'static str,
-    /// One of `TESTS` or `BINARIES`.
-    program: &'static str,
-    arguments: &'static [&'static str],
-    environment: &'static [(&'static str, &'static str)],
-    /// In the guest, which is 10 to 50 times as slow as this machine.
-    seconds: u64,
-    /// Without one of these features, as the doctor calls them, it is skipped rather than failed.
-    needs: &'static [&'static str],
-}
-
-const ENTRY: Entry = Entry { row: "", program: "", arguments: &[], environment: &[], seconds: 60, needs: &[] };
-
-/// What every guest runs, in this order.
-const ENTRIES: &[Entry] = &[
-    Entry { row: "doctor", program: "pagelease", arguments: &["doctor"], ..ENTRY },
-    Entry {
-        program: "conformance",
-        arguments: &["--nocapture", "--test-threads=2", "--skip", HUGE],
-        environment: &[PATIENCE],
-        seconds: 240,
-        ..ENTRY
-    },
-    Entry {
-        row: "histogram, monitor",
-        program: "pagelease",
-        arguments: &["run", "histogram", SAMPLE, "--faults", "monitor"],
-        needs: &["MINOR_SHMEM"],
-        ..ENTRY
-    },
-    Entry {
-        row: "histogram, in-thread",
-        program: "pagelease",
-        arguments: &["run", "histogram", SAMPLE, "--faults", "in-thread"],
-        needs: &["MINOR_SHMEM", "SIGBUS"],
-        ..ENTRY
-    },
-    Entry {
-        program: "stress",
-        arguments: &["--nocapture", "--test-threads=1"],
-        environment: &[PATIENCE, ("PAGELEASE_STRESS_FACTOR", "0.05")],
-        seconds: 120,
-        ..ENTRY
-    },
-    // As slow as all the others together, so last: where time runs out, it is not theirs.
-    Entry {
-        program: "conformance",
-        arguments: &["--nocapture", "--test-threads=2", HUGE],
-        environment: &[PATIENCE],
-        seconds: 240,
-        ..ENTRY
-    },
-];
-const HUGE: &str = "move_huge_";
-/// How many times as long as elsewhere the tests wait before they suspect a deadlock.
-const PATIENCE: (&str, &str) = ("PAGELEASE_PATIENCE", "5");
 const TESTS: [&str; 2] = ["conformance", "stress"];
 const BINARIES: [&str; 1] = ["pagelease"];
-/// The file whose bytes the histogram counts: one that every checkout has.
-const SAMPLE: &str = "Cargo.lock";
-
 /// The kernels that are meant if none is named, and the flavours of their packages.
 const SERIES: [(&str, &str); 3] = [("6.1", "amd64"), ("6.12", "amd64"), ("7.3", "cloud-amd64")];
 /// Of any other series: the smallest.
@@ -249,12 +189,6 @@ fn guest(root: &Path, folder: PathBuf, kernel: PathBuf, built: &[Built], only: O
     let owned = |environment: &[(&str, &str)]| {
         environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect()
     };
-    let of_entry = |entry: &Entry| Program {
-        file: entry.program.to_owned(),
-        arguments: entry.arguments.iter().map(|&argument| argument.to_owned()).collect(),
-        environment: owned(entry.environment),
-        limit: Duration::from_secs(entry.seconds),
-    };
     let programs = match only {
         Some(arguments) => vec![Program {
             file: "conformance".to_owned(),
@@ -262,7 +196,15 @@ fn guest(root: &Path, folder: PathBuf, kernel: PathBuf, built: &[Built], only: O
             environment: owned(&[PATIENCE]),
             limit: LIMIT,
         }],
-        None => ENTRIES.iter().map(of_entry).collect(),
+        None => entries()
+            .iter()
+            .map(|entry| Program {
+                file: entry.program.to_owned(),
+                arguments: entry.arguments.iter().map(|&argument| argument.to_owned()).collect(),
+                environment: owned(entry.environment),
+                limit: Duration::from_secs(entry.seconds),
+            })
+            .collect(),
     };
     Guest {
         kernel,
@@ -279,20 +221,23 @@ fn guest(root: &Path, folder: PathBuf, kernel: PathBuf, built: &[Built], only: O
 
 /// The rows of all entries.
 fn all(kernel: &str, ran: &[Ran], built: &[Built]) -> Result<Vec<Row>> {
-    let doctor = ENTRIES.iter().zip(ran).find(|(entry, _)| entry.row == "doctor");
+    let entries = entries();
+    let doctor = entries.iter().zip(ran).find(|(entry, _)| matches!(entry.what, What::Doctor));
     let lacks = doctor.map_or_else(Vec::new, |(_, ran)| table::lacks(&ran.stdout));
     let mut rows = Vec::new();
-    for (entry, ran) in ENTRIES.iter().zip(ran) {
-        let tests = built.iter().find(|built| built.name == entry.program && TESTS.contains(&entry.program));
-        if let Some(program) = tests {
-            rows.extend(table::of_tests(kernel, entry.program, &programs::tests_of(program, entry.arguments)?, ran));
-            continue;
+    for (entry, ran) in entries.iter().zip(ran) {
+        match &entry.what {
+            What::Doctor => rows.push(table::of_doctor(kernel, ran, &lacks)),
+            What::Histogram(histogram) => {
+                let backend = histogram.served_by(&lacks);
+                rows.push(table::of_histogram(kernel, &histogram.row(), ran, histogram.needs, &lacks, backend));
+            }
+            What::Tests => {
+                let program = built.iter().find(|built| built.name == entry.program).context("it was built")?;
+                let expected = programs::tests_of(program, &entry.arguments)?;
+                rows.extend(table::of_tests(kernel, entry.program, &expected, ran));
+            }
         }
-        let mut row = table::of_program(kernel, entry.row, ran, entry.needs, &lacks);
-        if entry.row == "doctor" && row.failed == 0 && !lacks.is_empty() {
-            row.note = format!("lacks {}", lacks.join(", "));
-        }
-        rows.push(row);
     }
     Ok(rows)
 }

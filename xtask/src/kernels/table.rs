@@ -1,5 +1,5 @@
 //! What the guests' programs came to, as one table: a row for each rig of a test program (the module its tests lie in, such
-//! as `minor_monitor`), and one for each other program.
+//! as `minor_monitor`), one for the doctor, and one for each histogram.
 
 use std::fmt::Write as _;
 
@@ -28,7 +28,7 @@ pub(crate) fn of_tests(kernel: &str, program: &str, expected: &[String], ran: &R
     let mut rows: Vec<Row> = Vec::new();
     let lost = expected.iter().map(String::as_str).filter(|test| results.iter().all(|(name, _)| name != test));
     for (test, result) in results.iter().copied().chain(lost.map(|test| (test, "lost"))) {
-        let row = row(&mut rows, kernel, test.split_once("::").map_or(program, |(rig, _)| rig));
+        let row = row(&mut rows, kernel, &of_rig(program, test.split_once("::").map(|(rig, _)| rig)));
         match result {
             "ok" => row.passed += 1,
             "FAILED" => {
@@ -47,11 +47,11 @@ pub(crate) fn of_tests(kernel: &str, program: &str, expected: &[String], ran: &R
     }
     // A test that is skipped ends well as far as the harness knows, and has said so.
     for reason in ran.stderr.lines().filter_map(|line| line.strip_prefix("skipped: ")) {
-        let known = reason.split_once(": ").filter(|(rig, _)| rows.iter().any(|row| row.what == *rig));
-        let (rig, reason) = known.unwrap_or((program, reason));
-        // What follows is for who stands before the machine.
-        let reason = reason.split("; ").next().unwrap_or(reason);
-        let row = row(&mut rows, kernel, rig);
+        let named = reason.split_once(": ").map(|(rig, reason)| (of_rig(program, Some(rig)), reason));
+        let known = named.filter(|(what, _)| rows.iter().any(|row| row.what == *what));
+        let (what, reason) = known.unwrap_or((of_rig(program, None), reason));
+        let reason = in_short(reason);
+        let row = row(&mut rows, kernel, &what);
         row.passed = row.passed.saturating_sub(1);
         row.skipped += 1;
         note(row, reason);
@@ -76,27 +76,63 @@ pub(crate) fn of_tests(kernel: &str, program: &str, expected: &[String], ran: &R
     rows
 }
 
-/// The row of a program that is a test as a whole. What it `needs` are features as the doctor names them, of which the
-/// kernel `lacks` some.
-pub(crate) fn of_program(kernel: &str, what: &str, ran: &Ran, needs: &[&str], lacks: &[String]) -> Row {
-    let mut row = Row { kernel: kernel.to_owned(), what: what.to_owned(), ..Row::default() };
-    let missing: Vec<_> = needs.iter().copied().filter(|need| lacks.iter().any(|lack| lack == need)).collect();
+/// The row of the doctor, who has found that the kernel `lacks` some features.
+pub(crate) fn of_doctor(kernel: &str, ran: &Ran, lacks: &[String]) -> Row {
+    let mut row = Row { kernel: kernel.to_owned(), what: "doctor".to_owned(), ..Row::default() };
     match ran.end {
         End::Exit(0) => row.passed = 1,
-        End::Exit(_) if !missing.is_empty() => {
-            row.skipped = 1;
-            row.note = format!("needs {}", missing.join(", "));
-        }
-        end => {
-            row.failed = 1;
-            row.note = how(end);
-            // Why a guest stopped is told once, for all.
-            if matches!(end, End::Exit(_)) {
-                row.details.push(last_lines(&format!("{}\n{}", ran.stdout, ran.stderr), 12));
-            }
-        }
+        end => fail(&mut row, ran, how(end)),
+    }
+    if row.failed == 0 && !lacks.is_empty() {
+        row.note = format!("lacks {}", lacks.join(", "));
     }
     row
+}
+
+/// The row of a histogram, which is to be served by `backend`. It `needs` features, as the doctor names them; a kernel that
+/// `lacks` one must have it refused, and the refusal must say so.
+pub(crate) fn of_histogram(
+    kernel: &str,
+    what: &str,
+    ran: &Ran,
+    needs: &[&str],
+    lacks: &[String],
+    backend: &str,
+) -> Row {
+    let mut row = Row { kernel: kernel.to_owned(), what: what.to_owned(), ..Row::default() };
+    let missing = needs.iter().find(|need| lacks.iter().any(|lack| lack == *need));
+    match (ran.end, missing) {
+        (End::Exit(0), None) => match served_by(&ran.stdout) {
+            Some(served) if served == backend => {
+                row.passed = 1;
+                row.note = format!("served by {served}");
+            }
+            served => fail(&mut row, ran, format!("served by {}, not by {backend}", served.unwrap_or("nobody"))),
+        },
+        (End::Exit(0), Some(missing)) => fail(&mut row, ran, format!("was not refused, though there is no {missing}")),
+        (End::Exit(1), Some(missing)) if ran.stderr.contains("lacks") && ran.stderr.contains(missing) => {
+            row.skipped = 1;
+            let reason = ran.stderr.lines().find(|line| line.contains("lacks")).unwrap_or_default();
+            in_short(reason.trim_start_matches("pagelease: ")).clone_into(&mut row.note);
+        }
+        (end, _) => fail(&mut row, ran, how(end)),
+    }
+    row
+}
+
+/// The backend that a histogram names, between brackets at the end of what it says of its memory.
+fn served_by(histogram: &str) -> Option<&str> {
+    let memory = histogram.lines().find(|line| line.starts_with("  memory "))?;
+    Some(memory.rsplit_once('(')?.1.trim_end_matches(')'))
+}
+
+fn fail(row: &mut Row, ran: &Ran, why: String) {
+    row.failed = 1;
+    row.note = why;
+    // Why a guest stopped is told once, for all.
+    if matches!(ran.end, End::Exit(_)) {
+        row.details.push(last_lines(&format!("{}\n{}", ran.stdout, ran.stderr), 12));
+    }
 }
 
 /// The features that the doctor misses: lines that begin with `no`, up to the column of remarks. Those of userfaultfd have
@@ -133,6 +169,20 @@ pub(crate) fn show(rows: &[Row]) -> bool {
     let (passed, failed, skipped) = (sum(|row| row.passed), sum(|row| row.failed), sum(|row| row.skipped));
     println!("\nkernels: {passed} passed, {failed} failed, {skipped} skipped");
     failed == 0
+}
+
+/// What the table calls the tests of a rig, or those that have none. The conformance suite's are the rig's as such.
+fn of_rig(program: &str, rig: Option<&str>) -> String {
+    match rig {
+        Some(rig) if program == "conformance" => rig.to_owned(),
+        Some(rig) => format!("{program}: {rig}"),
+        None => program.to_owned(),
+    }
+}
+
+/// A refusal without its remedy, which is for who stands before the machine.
+fn in_short(refusal: &str) -> &str {
+    refusal.split("; ").next().unwrap_or(refusal)
 }
 
 /// `test NAME ... RESULT`, of the test harness; the rest of a result (why it is ignored, how long it took) is left out.
@@ -183,7 +233,7 @@ fn last_lines(text: &str, count: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Row, lacks, of_program, of_tests};
+    use super::{Row, lacks, of_histogram, of_tests};
     use crate::kernels::guest::{End, Ran};
 
     fn ran(stdout: &str, stderr: &str, status: u32) -> Ran {
@@ -231,13 +281,32 @@ mod tests {
     }
 
     #[test]
-    fn a_program_is_skipped_only_for_what_the_doctor_misses() {
+    fn what_is_not_the_conformance_suite_says_so() {
+        let ran = ran("test move_monitor::a ... ok\ntest b ... ok\n", "skipped: move_monitor: no MOVE; or else\n", 0);
+        let rows = of_tests("6.1", "stress", &[], &ran);
+        assert_eq!(counts(&rows), [("stress: move_monitor", 0, 0, 1, "no MOVE"), ("stress", 1, 0, 0, "")]);
+    }
+
+    #[test]
+    fn a_histogram_is_skipped_only_if_refused_for_what_the_doctor_misses() {
         let lacks =
             lacks("userfaultfd\n  ok  MINOR_SHMEM   traps (5.14)\n  no  MOVE                        lets (6.8)\n");
         assert_eq!(lacks, ["MOVE"]);
-        let refused = ran("", "error: not here", 1);
-        let row = |needs: &[&str]| of_program("6.1", "histogram", &refused, needs, &lacks);
-        assert_eq!(counts(&[row(&["MOVE"])]), [("histogram", 0, 0, 1, "needs MOVE")]);
-        assert_eq!(counts(&[row(&["MINOR_SHMEM"])]), [("histogram", 0, 1, 0, "exited with 1")]);
+        let row = |ran: &Ran, needs: &[&str]| of_histogram("6.1", "it", ran, needs, &lacks, "minor");
+        let refused = ran("", "pagelease: adopting: the kernel lacks MOVE; take another", 1);
+        assert_eq!(counts(&[row(&refused, &["MOVE"])]), [("it", 0, 0, 1, "adopting: the kernel lacks MOVE")]);
+        assert_eq!(counts(&[row(&refused, &["MINOR_SHMEM"])]), [("it", 0, 1, 0, "exited with 1")]);
+        let otherwise = ran("", "pagelease: not a file", 1);
+        assert_eq!(counts(&[row(&otherwise, &["MOVE"])]), [("it", 0, 1, 0, "exited with 1")]);
+    }
+
+    #[test]
+    fn a_histogram_is_served_by_what_was_expected() {
+        let lacks = ["RWP".to_owned()];
+        let ran = ran("x: 1 byte\n  memory         shared memory; trapped (minor)\n  time (ms)  3\n", "", 0);
+        let row = |needs: &[&str], backend| of_histogram("6.1", "it", &ran, needs, &lacks, backend);
+        assert_eq!(counts(&[row(&[], "minor")]), [("it", 1, 0, 0, "served by minor")]);
+        assert_eq!(counts(&[row(&[], "rwprotect")]), [("it", 0, 1, 0, "served by minor, not by rwprotect")]);
+        assert_eq!(counts(&[row(&["RWP"], "minor")]), [("it", 0, 1, 0, "was not refused, though there is no RWP")]);
     }
 }
