@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Sees to what the other scripts need beyond a Rust toolchain: a C linker, setpriv (to run the main job as an ordinary user),
-# Chromium (the page that shows a history is tested in it), and an OpenCL driver that runs on the CPU; and, if it can be had, what
-# boots other kernels in an emulated machine, without which kernels.sh says so and tests nothing. Installs Debian packages, by
-# name, only where one is missing.
+# Chromium (the page that shows a history is tested in it), an OpenCL driver that runs on the CPU, Vulkan's loader and validation
+# layer; and, if it can be had, what boots other kernels in an emulated machine, without which kernels.sh says so and tests nothing.
+# Installs Debian packages, by name, only where one is missing.
 set -euo pipefail
 
 missing=()
@@ -12,6 +12,9 @@ command -v setpriv >/dev/null || missing+=(util-linux)
     missing+=(chromium)
 compgen -G '/usr/lib*/*/libOpenCL.so.1' >/dev/null || missing+=(ocl-icd-libopencl1)
 compgen -G '/etc/OpenCL/vendors/*.icd' >/dev/null || missing+=(pocl-opencl-icd)
+# The Vulkan loader, and the layer that checks every call of the tests. The driver is fetched by ci/drivers.sh.
+compgen -G '/usr/lib*/*/libvulkan.so.1' >/dev/null || missing+=(libvulkan1)
+[ -e /usr/share/vulkan/explicit_layer.d/VkLayer_khronos_validation.json ] || missing+=(vulkan-validationlayers)
 optional=()
 command -v qemu-system-x86_64 >/dev/null || optional+=(qemu-system-x86 seabios)
 command -v busybox >/dev/null || optional+=(busybox-static)

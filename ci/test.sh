@@ -3,5 +3,7 @@
 # want of its driver.
 set -euo pipefail
 export PAGELEASE_NEEDS_CHROMIUM=1 PAGELEASE_NEEDS_DEVICES=1
+drivers=$(ci/drivers.sh)
+eval "$drivers"
 
 cargo xtask test

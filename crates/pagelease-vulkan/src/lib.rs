@@ -74,11 +74,10 @@ pub use load::Vulkan;
 pub use run::Run;
 pub use shader::{Binding, Layout};
 
-/// Every Vulkan device of this machine, and for each that cannot be used, why not, and what to do.
+/// Every Vulkan device of this machine, fit or not: [`Adapter::check`] says which, why not, and what to do.
 ///
 /// # Errors
 /// [`LoadError`]: there is no loader, or no driver.
-pub fn available() -> Result<Vec<(Adapter, Result<(), Unfit>)>, LoadError> {
-    let adapters = Vulkan::load()?.adapters()?;
-    Ok(adapters.into_iter().map(|adapter| (adapter.clone(), adapter.check())).collect())
+pub fn available() -> Result<Vec<Adapter>, LoadError> {
+    Vulkan::load()?.adapters()
 }

@@ -41,6 +41,7 @@ impl Shader {
     pub(crate) fn wgsl(source: &str, entry: &str, int64: bool, limits: &Limits) -> Result<Self, ShaderError> {
         let module = naga::front::wgsl::parse_str(source)
             .map_err(|error| ShaderError::Wgsl(error.emit_to_string(source).trim_end().to_owned()))?;
+        check_immediates(&module, limits)?;
         let mut capabilities = Capabilities::IMMEDIATES;
         if int64 {
             capabilities |= Capabilities::SHADER_INT64 | Capabilities::SHADER_INT64_ATOMIC_ALL_OPS;
@@ -68,6 +69,20 @@ impl Shader {
             .map_err(|error| ShaderError::Wgsl(error.to_string()))?;
         Ok(Self { words, entry: entry.to_owned(), layout })
     }
+}
+
+/// Before the module is validated, for naga itself keeps account of so many and no more.
+fn check_immediates(module: &Module, limits: &Limits) -> Result<(), ShaderError> {
+    const MAX: u32 = 256;
+    let has = u64::from(limits.immediates.min(MAX));
+    for (_, global) in module.global_variables.iter().filter(|(_, global)| global.space == AddressSpace::Immediate) {
+        let size = module.types[global.ty].inner.try_size(module.to_ctx());
+        let needs = size.map_or(u64::MAX, u64::from);
+        if needs > has {
+            return Err(ShaderError::Limit { what: "bytes of immediates", needs, has });
+        }
+    }
+    Ok(())
 }
 
 fn no_entry(module: &Module, wanted: &str) -> ShaderError {

@@ -58,3 +58,8 @@ impl Drop for Clean {
         assert!(said.is_empty() || std::thread::panicking(), "the validation layer says:\n{}", said.join("\n"));
     }
 }
+
+/// Says that something is not tested here, and why. No failure: what it is about is the machine's, not its set-up's.
+pub(crate) fn skip(why: &str) {
+    let _ = writeln!(std::io::stderr(), "skipped: vulkan: {why}");
+}
