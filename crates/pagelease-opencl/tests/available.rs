@@ -31,7 +31,7 @@ fn probe_with(name: &str, value: &Path) -> String {
 /// Whether this machine has a loader; the tests that take its drivers away need one.
 fn has_loader() -> bool {
     let has = !matches!(available(), Err(pagelease_opencl::Unavailable::NoLoader { .. }));
-    let needed = std::env::var_os("PAGELEASE_NEEDS_DEVICES").is_some_and(|value| value != "0");
+    let needed = std::env::var_os("PAGELEASE_NEEDS_DEVICES").is_some();
     assert!(has || !needed, "no OpenCL loader");
     has
 }

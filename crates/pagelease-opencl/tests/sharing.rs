@@ -1,4 +1,4 @@
-//! CPU threads, OpenCL kernels and a software device on the same memory at the same time.
+//! CPU threads and OpenCL kernels on the same memory at the same time: what the conformance suite (`suite.rs`) does not ask.
 
 use std::ffi::c_void;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
@@ -10,7 +10,6 @@ use opencl3::command_queue::CommandQueue;
 use opencl3::context::Context;
 use opencl3::device::Device;
 use opencl3::memory::{Buffer, CL_MEM_USE_HOST_PTR, ClMem};
-use pagelease::software::{DevicePage, Item, SoftwareConfig, SoftwareDevice};
 use pagelease::{Faults, PageIndex, RestorePolicy, Space};
 use pagelease_opencl::{Arg, NdRange, OpenClDevice, available, opencl3};
 
@@ -161,37 +160,6 @@ fn a_touch_waits_for_a_running_kernel() {
     }
 }
 
-/// A submission that the driver has, and has not begun, is waited for too.
-#[test]
-fn a_touch_waits_for_a_queued_kernel() {
-    let (space, region) = space(Faults::Monitor, 2);
-    let Some(device) = device(&space) else { return };
-    let (buffers, gate) = (device.attach(&region).unwrap(), Gate::new(&space, &device));
-    let (at_the_gate, add) = (kernel(&device, "add_at_the_gate"), kernel(&device, "add"));
-    // SAFETY: the kernels work on words of their pages.
-    let (first, second) = unsafe {
-        let first = device.submit(
-            &at_the_gate,
-            NdRange::new([1]),
-            &[gate.arg(), Arg::Range(&buffers, pages(0, 1)), Arg::U64(1)],
-        );
-        gate.wait_for(1);
-        (
-            first.unwrap(),
-            device.submit(&add, NdRange::new([512]), &[Arg::Range(&buffers, pages(1, 2)), Arg::U64(5)]).unwrap(),
-        )
-    };
-    thread::scope(|scope| {
-        let touch = scope.spawn(|| region.words()[512].load(SeqCst));
-        thread::sleep(Duration::from_millis(120));
-        assert!(!touch.is_finished(), "the queue is in order, and its first kernel waits");
-        gate.open();
-        assert_eq!(touch.join().unwrap(), 5);
-    });
-    first.wait().unwrap();
-    second.wait().unwrap();
-}
-
 /// Of an idle device, a touch takes pages without waiting for anything; with the eager policy they are back already.
 #[test]
 fn an_idle_device_keeps_pages_by_policy() {
@@ -208,35 +176,6 @@ fn an_idle_device_keeps_pages_by_policy() {
         assert_eq!(region.words()[3 * 512].load(SeqCst), 1);
         assert!(!buffers.view().has(PageIndex(3)), "the CPU touched it");
         assert_eq!(space.stats().touches, u64::from(stays), "{policy:?}");
-    }
-}
-
-/// A faulting device, an OpenCL device and the CPU share one page; neither device adds atomically.
-#[test]
-fn two_devices_of_different_kinds_on_one_page() {
-    for faults in MODES {
-        let (space, region) = space(faults, 1);
-        let Some(device) = device(&space) else { return };
-        let buffers = device.attach(&region).unwrap();
-        let software =
-            SoftwareDevice::start(&space, SoftwareConfig { pause: 20, ..SoftwareConfig::default() }).unwrap();
-        let view = software.attach(&region).unwrap();
-        let add = kernel(&device, "add_plainly");
-        let items = vec![Item::new(0, 1); 20_000];
-        let job = software.submit(&view, |page: &DevicePage<'_>, n| page.update(0, |value| value + n), &items);
-        thread::scope(|scope| {
-            scope.spawn(|| {
-                for _ in 0..SUBMISSIONS {
-                    let args = [Arg::Range(&buffers, region.pages()), Arg::U32(ROUNDS)];
-                    // SAFETY: the kernel works on the page's first word.
-                    unsafe { device.submit(&add, NdRange::new([1]), &args) }.unwrap().wait().unwrap();
-                }
-            });
-            scope.spawn(|| (0..5_000).for_each(|_| _ = region.words()[0].fetch_add(1, SeqCst)));
-        });
-        job.wait().unwrap();
-        let expected = SUBMISSIONS * u64::from(ROUNDS) + 20_000 + 5_000;
-        assert_eq!(region.words()[0].load(SeqCst), expected, "{faults:?}");
     }
 }
 

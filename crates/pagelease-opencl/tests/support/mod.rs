@@ -1,26 +1,90 @@
 //! What the tests share: a device, or the reason why there is none, and kernels that wait to be let go.
 #![allow(dead_code, reason = "each test file uses some of it")]
 
+use std::borrow::Borrow;
 use std::sync::atomic::Ordering::SeqCst;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pagelease::{ByteLen, Faults, PageIndex, PageRange, Region, Space};
-use pagelease_opencl::{Arg, Buffers, Kernel, OpenClDevice, OpenError};
+use pagelease::submit::Submission;
+use pagelease::{ByteLen, DeviceLost, Faults, PageIndex, PageRange, Region, Space, View};
+use pagelease_device_tests::{Job, Kind, Running, Subject, skip};
+use pagelease_opencl::{Arg, Buffers, Kernel, NdRange, OpenClDevice, OpenClQueue, OpenError, SubmitError};
 
 /// Both ways to serve a touch.
 pub(crate) const MODES: [Faults; 2] = [Faults::Monitor, Faults::InThread];
 
-/// A device of `space`; `None`, said so, where there is no driver. With `PAGELEASE_NEEDS_DEVICES=1`, as in CI, that is a failure.
+/// The kind of device, for the conformance suite and its skipping.
+pub(crate) struct OpenCl;
+
+/// A device of `space`; `None`, said so, where there is no driver.
 pub(crate) fn device(space: &Space) -> Option<OpenClDevice> {
     match OpenClDevice::open(space) {
         Ok(device) => Some(device),
         Err(OpenError::Unavailable(why)) => {
-            assert!(std::env::var_os("PAGELEASE_NEEDS_DEVICES").is_none_or(|value| value == "0"), "skipped: {why}");
-            println!("skipped: {why}");
+            skip::<OpenCl>(&why.to_string());
             None
         }
         Err(error) => panic!("{error}"),
+    }
+}
+
+impl Kind for OpenCl {
+    type Device = Tested;
+    const NAME: &'static str = "OpenCL";
+    const PREEMPTIBLE: bool = false;
+    const NEEDED: bool = true;
+
+    fn start(space: &Space) -> Result<Tested, String> {
+        let device = OpenClDevice::open(space).map_err(|error| error.to_string())?;
+        let (add, gated) = (kernel(&device, "suite_add"), kernel(&device, "suite_gated"));
+        Ok(Tested { device, add, gated })
+    }
+}
+
+/// A device under the conformance suite.
+pub(crate) struct Tested {
+    device: OpenClDevice,
+    add: Kernel,
+    gated: Kernel,
+}
+
+pub(crate) struct Attached(Buffers);
+
+impl Borrow<View> for Attached {
+    fn borrow(&self) -> &View {
+        self.0.view()
+    }
+}
+
+impl Subject for Tested {
+    type View = Attached;
+
+    fn attach(&self, region: &Region) -> Attached {
+        Attached(self.device.attach(region).expect("attached once"))
+    }
+
+    fn start(&self, view: &Attached, job: Job) -> Box<dyn Running + '_> {
+        let (kernel, pages, rounds) = match job {
+            Job::Add { pages, rounds } => (&self.add, pages, rounds),
+            Job::Gated { page } => (&self.gated, PageRange::single(page).expect("a page"), 1),
+        };
+        let args = [Arg::Range(&view.0, pages), Arg::U32(rounds)];
+        // SAFETY: one work item a page.
+        let submission = unsafe { self.device.submit(kernel, NdRange::new([pages.len() as usize]), &args) };
+        Box::new(Submitted(submission))
+    }
+
+    fn lost(&self) -> Option<DeviceLost> {
+        self.device.handle().lost()
+    }
+}
+
+struct Submitted(Result<Submission<OpenClQueue>, SubmitError>);
+
+impl Running for Submitted {
+    fn wait(self: Box<Self>) -> Result<(), String> {
+        self.0.map_err(|error| error.to_string())?.wait().map_err(|error| error.to_string())
     }
 }
 
@@ -62,6 +126,18 @@ pub(crate) const KERNELS: &str = "
             for (volatile uint i = 0; i < 20; i++) {}
             words[0] = value + 1;
         }
+    }
+
+    // Those of the conformance suite: a word counts, one says that the job has begun, one lets it go on.
+    kernel void suite_add(volatile global ulong *words, uint rounds) {
+        words += 512 * get_global_id(0);
+        for (uint round = 0; round < rounds; round++) words[0] = words[0] + 1;
+    }
+
+    kernel void suite_gated(volatile global ulong *words, uint rounds) {
+        words[1] = 1;
+        while (words[2] == 0) {}
+        words[0] = words[0] + rounds;
     }
 
     kernel void add_at_the_gate(volatile global uint *gate, volatile global ulong *words, ulong n) {
