@@ -13,6 +13,7 @@ use opencl3::event::Event;
 use opencl3::types::{cl_command_queue, cl_context, cl_event, cl_mem};
 use pagelease::submit::{Flights, Queue, Submission, Submitter};
 use pagelease::{ByteLen, DeviceHandle, PageRange, Region, Space};
+use pagelease_sys::fork;
 
 use crate::available::{Found, available};
 use crate::buffers::Buffers;
@@ -35,6 +36,9 @@ impl OpenClDevice {
     /// # Errors
     /// [`OpenError`]; most often [`OpenError::Unavailable`], with the reason.
     pub fn open(space: &Space) -> Result<Self, OpenError> {
+        if fork::in_child() {
+            return Err(OpenError::Forked);
+        }
         let found = available()?;
         let usable = found.iter().find(|found| found.usable).expect("at least one is");
         Self::open_on(space, usable)
@@ -45,6 +49,9 @@ impl OpenClDevice {
     /// # Errors
     /// [`OpenError`].
     pub fn open_on(space: &Space, found: &Found) -> Result<Self, OpenError> {
+        if fork::in_child() {
+            return Err(OpenError::Forked);
+        }
         if !found.usable {
             return Err(OpenError::Unusable { name: found.name.clone() });
         }
@@ -65,6 +72,9 @@ impl OpenClDevice {
     /// # Errors
     /// [`OpenError`].
     pub unsafe fn adopt(space: &Space, context: cl_context, queue: cl_command_queue) -> Result<Self, OpenError> {
+        if fork::in_child() {
+            return Err(OpenError::Forked);
+        }
         available()?;
         let info =
             |what| get_command_queue_info(queue, what).map_err(|code| DriverError::new("clGetCommandQueueInfo", code));
@@ -165,7 +175,7 @@ impl OpenClDevice {
         range: NdRange<D>,
         args: &[Arg<'_>],
     ) -> Result<Submission<OpenClQueue>, SubmitError> {
-        launch::check(self.queue(), kernel, args)?;
+        launch::check(self.queue(), kernel, range, args)?;
         let named = args.iter().filter_map(|arg| match *arg {
             Arg::Range(buffers, pages) => Some((buffers, pages)),
             _ => None,

@@ -63,6 +63,9 @@ pub enum OpenError {
         /// The device.
         name: String,
     },
+    /// Called in a child of fork.
+    #[error("this process is a forked child: the driver and the runtime are its parent's")]
+    Forked,
     /// The driver failed.
     #[error(transparent)]
     Driver(#[from] DriverError),
@@ -123,6 +126,9 @@ pub enum BuildError {
         /// What the compiler said.
         log: String,
     },
+    /// No source.
+    #[error("an empty program; OpenCL takes an empty source for one of unknown length")]
+    Empty,
     /// The compiler does not know the options.
     #[error("the compiler does not take the options {options:?}")]
     Options {
@@ -143,6 +149,9 @@ pub enum BuildError {
         /// Those that it has, separated by semicolons.
         kernels: String,
     },
+    /// Called in a child of fork.
+    #[error("this process is a forked child: the driver and the runtime are its parent's")]
+    Forked,
     /// The driver failed.
     #[error(transparent)]
     Driver(#[from] DriverError),
@@ -185,6 +194,14 @@ pub enum SubmitError {
         declared: String,
         /// What was given.
         given: ByteLen,
+    },
+    /// More local memory than a work group can have.
+    #[error("{given} of local memory, and a work group has at most {limit} (CL_DEVICE_LOCAL_MEM_SIZE); use less")]
+    LocalMemory {
+        /// What was asked for, all arguments together.
+        given: ByteLen,
+        /// What there is.
+        limit: ByteLen,
     },
     /// A kernel, or buffers, of another device.
     #[error("{what} belongs to another device; build and attach with the device that it is submitted to")]
@@ -229,6 +246,12 @@ pub enum SubmitError {
     /// No memory, of the device or the host, for the submission.
     #[error("{0}; free memory of the device, or submit less at a time")]
     OutOfMemory(DriverError),
+    /// No work items, or none in a work group.
+    #[error("{what}; name at least one in each dimension")]
+    NoWork {
+        /// The sizes.
+        what: String,
+    },
     /// The work items cannot be arranged so.
     #[error("{why}: {what}; see CL_DEVICE_MAX_WORK_GROUP_SIZE, and let the global size be a multiple of the local one")]
     WorkSize {
@@ -237,6 +260,9 @@ pub enum SubmitError {
         /// What the driver said.
         why: DriverError,
     },
+    /// Called in a child of fork.
+    #[error("this process is a forked child: the driver and the runtime are its parent's")]
+    Forked,
     /// The driver failed.
     #[error(transparent)]
     Driver(DriverError),

@@ -1,7 +1,7 @@
 //! [`Arg`] and [`NdRange`]: what a kernel is given, and over how many work items it runs.
 
 use core::ffi::c_void;
-use core::ptr;
+use core::{fmt, ptr};
 
 use opencl3::error_codes::{
     CL_INVALID_ARG_SIZE, CL_INVALID_GLOBAL_WORK_SIZE, CL_INVALID_WORK_GROUP_SIZE, CL_INVALID_WORK_ITEM_SIZE, ClError,
@@ -81,8 +81,24 @@ impl<const D: usize> NdRange<D> {
     }
 }
 
-/// Whether `args` are what the kernel declares, for this device.
-pub(crate) fn check(queue: &OpenClQueue, kernel: &Kernel, args: &[Arg<'_>]) -> Result<(), SubmitError> {
+impl<const D: usize> fmt::Display for NdRange<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} work items", self.global)?;
+        self.local.map_or(Ok(()), |local| write!(f, " in groups of {local:?}"))
+    }
+}
+
+/// Whether `args` are what the kernel declares, for this device, and there are work items: what drivers need not check, or take ill.
+/// (PoCL 3.1 ends the process for work groups of nothing, and for too much local memory.)
+pub(crate) fn check<const D: usize>(
+    queue: &OpenClQueue,
+    kernel: &Kernel,
+    range: NdRange<D>,
+    args: &[Arg<'_>],
+) -> Result<(), SubmitError> {
+    if range.global.iter().chain(range.local.iter().flatten()).any(|&size| size == 0) {
+        return Err(SubmitError::NoWork { what: range.to_string() });
+    }
     if !kernel.queue().is(queue) {
         return Err(SubmitError::ForeignDevice { what: format!("kernel {}", kernel.name()) });
     }
@@ -100,6 +116,11 @@ pub(crate) fn check(queue: &OpenClQueue, kernel: &Kernel, args: &[Arg<'_>]) -> R
                 given: arg.kind(),
             });
         }
+    }
+    let locals = args.iter().filter_map(|arg| if let Arg::Local(len) = arg { Some(len.0) } else { None });
+    let (given, limit) = (ByteLen(locals.fold(0, usize::saturating_add)), queue.local_max());
+    if given > limit {
+        return Err(SubmitError::LocalMemory { given, limit });
     }
     Ok(())
 }

@@ -61,7 +61,8 @@
 //!
 //! It checks arguments against the kernel's declaration, but OpenCL C has pointers and no bounds: a kernel that runs out of its
 //! arguments corrupts what lies there. Images, pipes and shared virtual memory (`clSVMAlloc`) are not covered. Nothing here may be
-//! called from a signal handler; all of it from any thread.
+//! called from a signal handler; all of it from any thread. A forked child has no device: what it inherited does nothing, and calls say
+//! `Forked`.
 
 mod available;
 mod buffers;

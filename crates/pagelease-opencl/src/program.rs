@@ -15,6 +15,8 @@ use opencl3::kernel::{
     CL_KERNEL_ARG_ADDRESS_LOCAL,
 };
 
+use pagelease_sys::fork;
+
 use crate::error::{BuildError, DriverError, of};
 use crate::ours::Ours;
 use crate::queue::OpenClQueue;
@@ -64,10 +66,16 @@ impl fmt::Display for Param {
 
 impl Program {
     pub(crate) fn build(queue: &OpenClQueue, source: &str, options: &str) -> Result<Self, BuildError> {
+        if fork::in_child() {
+            return Err(BuildError::Forked);
+        }
         for text in [source, options] {
             if text.contains('\0') {
                 return Err(BuildError::Zero { what: text.to_owned() });
             }
+        }
+        if source.is_empty() {
+            return Err(BuildError::Empty);
         }
         let created = opencl3::program::Program::create_from_source(queue.context(), source);
         let mut program = Ours::new(created.map_err(of("clCreateProgramWithSource"))?);
@@ -89,6 +97,9 @@ impl Program {
     /// # Errors
     /// [`BuildError::NoKernel`], with the names of those that there are; [`BuildError::Driver`].
     pub fn kernel(&self, name: &str) -> Result<Kernel, BuildError> {
+        if fork::in_child() {
+            return Err(BuildError::Forked);
+        }
         if name.contains('\0') {
             return Err(BuildError::Zero { what: name.to_owned() });
         }

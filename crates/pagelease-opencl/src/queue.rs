@@ -29,6 +29,7 @@ struct Shared {
     name: String,
     in_place: bool,
     buffer_max: ByteLen,
+    local_max: ByteLen,
     align: ByteLen,
 }
 
@@ -43,6 +44,7 @@ impl OpenClQueue {
             return Err(OpenError::NotAtHostPtr { name });
         }
         let buffer_max = device.max_mem_alloc_size().map_err(info)?;
+        let local_max = device.local_mem_size().map_err(info)?;
         let align_bits = device.mem_base_addr_align().map_err(info)?;
         Ok(Self {
             shared: Arc::new(Shared {
@@ -52,6 +54,7 @@ impl OpenClQueue {
                 name,
                 in_place: trial == Trial::InPlace,
                 buffer_max: ByteLen(usize::try_from(buffer_max).unwrap_or(usize::MAX)),
+                local_max: ByteLen(usize::try_from(local_max).unwrap_or(usize::MAX)),
                 align: ByteLen(usize::try_from(align_bits / 8).map_or(1, |bytes| bytes.max(1))),
             }),
         })
@@ -83,6 +86,11 @@ impl OpenClQueue {
     /// The largest buffer.
     pub(crate) fn buffer_max(&self) -> ByteLen {
         self.shared.buffer_max
+    }
+
+    /// The local memory of a work group.
+    pub(crate) fn local_max(&self) -> ByteLen {
+        self.shared.local_max
     }
 
     /// Where in another a buffer may begin.

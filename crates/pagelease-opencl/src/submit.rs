@@ -19,6 +19,7 @@ use opencl3::memory::{CL_MAP_READ, CL_MAP_WRITE_INVALIDATE_REGION};
 use opencl3::types::{CL_FALSE, cl_event, cl_map_flags, cl_mem};
 use pagelease::PageRange;
 use pagelease::submit::{Submission, Submitter, Use};
+use pagelease_sys::fork;
 
 use crate::buffers::{Buffers, Part};
 use crate::error::{DriverError, SubmitError, of};
@@ -35,6 +36,9 @@ impl Ranges {
         queue: &OpenClQueue,
         named: impl Iterator<Item = (&'a Buffers, PageRange)>,
     ) -> Result<Self, SubmitError> {
+        if fork::in_child() {
+            return Err(SubmitError::Forked);
+        }
         let mut parts: Vec<Part> = Vec::new();
         for (buffers, pages) in named {
             if !buffers.queue().is(queue) {

@@ -168,6 +168,9 @@ fn errors_of_a_build() {
     assert!(error.to_string().contains("nothing_of_that_name"), "{error}");
     let error = device.build(support::KERNELS).unwrap().kernel("subtract").unwrap_err();
     assert!(error.to_string().contains("no kernel subtract") && error.to_string().contains("add_plainly"), "{error}");
+    assert!(matches!(device.build(""), Err(BuildError::Empty)));
+    let options = device.build_with("kernel void f() {}", "--no-such-option").map(drop);
+    assert!(matches!(options, Err(BuildError::Options { .. } | BuildError::Compile { .. })), "{options:?}");
     assert!(matches!(device.build("kernel void f() {} \0"), Err(BuildError::Zero { .. })));
     assert!(device.build_with("kernel void f() { NAME }", "-DNAME=").is_ok(), "options reach the compiler");
 }
@@ -196,6 +199,8 @@ fn errors_of_arguments() {
     assert!(matches!(error, SubmitError::ArgSize { index: 1, given: ByteLen(4), .. }), "{error}");
     let error = submit(&device, 1 << 20, &[range, Arg::U64(1)]).unwrap_err();
     assert!(matches!(error, SubmitError::WorkSize { .. }), "{error}");
+    let error = submit(&device, 1, &[range, Arg::Bytes(&[])]).unwrap_err();
+    assert!(matches!(error, SubmitError::ArgSize { given: ByteLen(0), .. }), "{error}");
     let other = support::device(&space).expect("there is one");
     let error = submit(&other, 1, &[range, Arg::U64(1)]).unwrap_err();
     assert!(matches!(error, SubmitError::ForeignDevice { .. }), "{error}");
@@ -203,4 +208,28 @@ fn errors_of_arguments() {
     let view = other.attach(&region).unwrap();
     let _lease = view.view().claim(region.pages(), pagelease::Access::Exclusive).unwrap();
     assert_eq!(space.stats().holds_broken, 0);
+}
+
+/// Local memory of no size, and a group of no work items.
+#[test]
+fn errors_of_sizes() {
+    let (space, region) = space(Faults::Monitor, 1);
+    let Some(device) = device(&space) else { return };
+    let buffers = device.attach(&region).unwrap();
+    let source = "kernel void f(global ulong *words, local ulong *scratch) { scratch[0] = 1; words[0] = scratch[0]; }";
+    let f = device.build(source).unwrap().kernel("f").unwrap();
+    let submit = |range: NdRange<2>, local| {
+        let args = [Arg::Range(&buffers, region.pages()), Arg::Local(ByteLen(local))];
+        // SAFETY: none of these is to run.
+        unsafe { device.submit(&f, range, &args) }.map(drop).unwrap_err()
+    };
+    let error = submit(NdRange::new([1, 1]), 0);
+    assert!(matches!(error, SubmitError::ArgSize { index: 1, .. }), "{error}");
+    for range in [NdRange::new([4, 4]).local([0, 4]), NdRange::new([4, 0])] {
+        let error = submit(range, 64);
+        assert!(matches!(error, SubmitError::NoWork { .. }), "{error}");
+    }
+    let error = submit(NdRange::new([4, 4]).local([2, 1 << 20]), 64);
+    assert!(matches!(error, SubmitError::WorkSize { .. }), "{error}");
+    assert!(error.to_string().contains("[4, 4] work items in groups of [2, 1048576]"), "{error}");
 }

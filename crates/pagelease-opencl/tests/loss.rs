@@ -5,9 +5,13 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::thread;
 use std::time::Duration;
 
+use opencl3::command_queue::{CL_QUEUE_CONTEXT, CommandQueue, enqueue_fill_buffer, get_command_queue_info};
+use opencl3::error_codes::{CL_MEM_OBJECT_ALLOCATION_FAILURE, CL_OUT_OF_RESOURCES, ClError};
+use opencl3::event::{Event, create_user_event, set_user_event_status};
+use opencl3::types::{cl_context, cl_event};
 use pagelease::submit::SubmissionError;
 use pagelease::{ByteLen, Faults, LossReason, PageIndex, Space};
-use pagelease_opencl::{Arg, AttachError, NdRange, SubmitError};
+use pagelease_opencl::{Arg, AttachError, NdRange, SubmitError, opencl3};
 
 use support::{Gate, MODES, device, kernel, pages, space, wait_until};
 
@@ -49,6 +53,63 @@ fn a_stuck_kernel_loses_the_device() {
         unsafe { other.submit(&add, NdRange::new([1024]), &args) }.unwrap().wait().unwrap();
         assert_eq!(region.words()[0].load(SeqCst), 9);
     }
+}
+
+/// A command that the driver ends with an error: what it did is undefined, so the device is lost; the CPU has its pages.
+#[test]
+fn a_command_that_fails_loses_the_device() {
+    let (space, region) = space(Faults::Monitor, 1);
+    let Some(device) = device(&space) else { return };
+    let buffers = device.attach(&region).unwrap();
+    let mut user = None;
+    // SAFETY: the one command waits for an event of ours, and fills a page of the range.
+    let submission = unsafe {
+        device.enqueue(&[(&buffers, region.pages())], |queue, given, _| {
+            let event = create_user_event(queue_context(queue))?;
+            let filled = enqueue_fill_buffer(queue.get(), given[0], [7_u8].as_ptr().cast(), 1, 0, 4096, 1, &event);
+            user = Some(event as usize);
+            Ok(Event::new(filled?))
+        })
+    }
+    .unwrap();
+    assert!(!submission.wait_for(Duration::from_millis(20)));
+    set_user_event_status(user.expect("made") as cl_event, CL_OUT_OF_RESOURCES).unwrap();
+    let Err(SubmissionError::Queue(error)) = submission.wait() else { panic!("it failed") };
+    assert!(error.code < 0, "{error}");
+    assert!(matches!(device.handle().lost().expect("lost").why, LossReason::Driver));
+    assert_eq!(region.words()[0].load(SeqCst), 0, "the CPU has its page, and nothing ran");
+}
+
+fn queue_context(queue: &CommandQueue) -> cl_context {
+    isize::from(get_command_queue_info(queue.get(), CL_QUEUE_CONTEXT).expect("known")) as cl_context
+}
+
+/// A driver without memory for a command, and a kernel that wants more local memory than there is: typed errors, and nothing is lost or
+/// held.
+#[test]
+fn too_much_is_refused() {
+    let (space, region) = space(Faults::Monitor, 1);
+    let Some(device) = device(&space) else { return };
+    let buffers = device.attach(&region).unwrap();
+    let source = "kernel void f(global ulong *words, local ulong *much) { much[0] = 1; words[0] += much[0]; }";
+    let f = device.build(source).unwrap().kernel("f").unwrap();
+    let submit = |local| {
+        let args = [Arg::Range(&buffers, region.pages()), Arg::Local(ByteLen(local))];
+        // SAFETY: one work item, which works on a word of each.
+        unsafe { device.submit(&f, NdRange::new([1]), &args) }
+    };
+    let refused = submit(1 << 40).map(drop).unwrap_err();
+    assert!(matches!(refused, SubmitError::LocalMemory { given: ByteLen(0x100_0000_0000), .. }), "{refused}");
+    // SAFETY: nothing is enqueued.
+    let refused = unsafe {
+        device.enqueue(&[(&buffers, region.pages())], |_, _, _| Err(ClError(CL_MEM_OBJECT_ALLOCATION_FAILURE)))
+    };
+    let refused = refused.map(drop).unwrap_err();
+    assert!(matches!(refused, SubmitError::OutOfMemory(_)), "{refused}");
+    assert_eq!(region.words()[0].fetch_add(1, SeqCst), 0);
+    submit(64).unwrap().wait().unwrap();
+    assert_eq!(region.words()[0].load(SeqCst), 2);
+    assert_eq!((space.stats().devices_lost, space.stats().holds_broken), (0, 0));
 }
 
 /// Buffers, region and device may be dropped while a kernel works on them: the memory stays until it has ended.
