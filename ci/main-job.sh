@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
 # The main job: CPU threads and a device count the bytes of a real file in one shared table. Each fault mode and policy, each
-# kind of memory with each backend that serves it, and once as an ordinary user (uid 65534), who gets UFFD_USER_MODE_ONLY.
+# kind of memory with each backend that serves it, every device of the machine at once, and once as an ordinary user (uid 65534), who
+# gets UFFD_USER_MODE_ONLY.
 set -euo pipefail
+drivers=$(ci/drivers.sh)
+eval "$drivers"
 
 cargo build --release --bin pagelease
 program=target/release/pagelease
@@ -11,6 +14,10 @@ for faults in monitor in-thread; do
         echo "--- $faults, $policy"
         "$program" run histogram Cargo.lock --faults "$faults" --policy "$policy" --unit pair
     done
+done
+for faults in monitor in-thread; do
+    echo "--- every device, $faults"
+    "$program" run histogram Cargo.lock --device all --faults "$faults" --unit pair
 done
 # Memory, backend and fault mode. What this kernel cannot do (adopted before Linux 6.8, rwprotect before 7.3, hugetlb without a
 # page in the pool) ends with code 1 and says why: that is shown, and no failure. A wrong count is one, though its code is 1 too.
