@@ -23,6 +23,7 @@
 //! | `moves` | (`move`) what does carrying the program's own pages cost beyond `UFFDIO_MOVE`? |
 //! | `huge` | the same for whole huge pages; and how much faster is that than small ones? |
 //! | `fork` | what does managed memory cost a program that forks? |
+//! | `kvm` | what does a virtual processor cost as a device? |
 //!
 //! # JSON
 //!
@@ -48,6 +49,8 @@ mod figure;
 mod fork;
 mod handoff;
 mod huge;
+#[cfg(target_arch = "x86_64")]
+mod kvm;
 mod managed;
 mod moves;
 mod mprotect;
@@ -113,6 +116,9 @@ enum Bench {
     Huge,
     /// A fork with 1 GiB managed, against one with none
     Fork,
+    /// A vCPU's update loop and faults, against the host's loop and a bare handler
+    #[cfg(target_arch = "x86_64")]
+    Kvm,
 }
 
 /// What each bench is given.
@@ -144,6 +150,8 @@ impl Bench {
             Self::Move => moves::run(setup),
             Self::Huge => huge::run(setup),
             Self::Fork => fork::run(setup),
+            #[cfg(target_arch = "x86_64")]
+            Self::Kvm => kvm::run(setup),
         }
     }
 
@@ -166,6 +174,8 @@ impl Bench {
             Self::Move => "move",
             Self::Huge => "huge",
             Self::Fork => "fork",
+            #[cfg(target_arch = "x86_64")]
+            Self::Kvm => "kvm",
         }
     }
 

@@ -9,8 +9,9 @@
 //! The other side cannot starve either: a page that a touch brought back has a minimum residency with the CPU, and a claim never
 //! goes before a touch that waits.
 //!
-//! One thread, the keeper, ends holds; nothing it does waits for a claim, so holds end also while all faults that are being
-//! answered have to wait. It sleeps while there are none.
+//! Who answers a vCPU's next fault ends those of its holds that are due. For the last ones there is a thread, the keeper, which
+//! sleeps while there are none. Nothing it does waits for a claim, so holds end also while all faults that are being answered
+//! have to wait.
 //!
 //! Lock: a lease is dropped without the lock, since that may bring its pages back to touches that wait.
 
@@ -29,7 +30,7 @@ const RUN: Duration = Duration::from_micros(60);
 /// The time after which a hold ends, whatever the thread got.
 const LAST: Duration = Duration::from_millis(20);
 /// How often the keeper looks.
-const TICK: Duration = Duration::from_micros(50);
+const TICK: Duration = Duration::from_micros(100);
 /// Holds of one vCPU: more pages than an instruction touches.
 const MOST: usize = 8;
 
@@ -43,9 +44,9 @@ struct Hold {
 }
 
 impl Hold {
-    fn is_due(&self) -> bool {
-        let ran = Duration::from_nanos(self.kick.ran_ns().saturating_sub(self.ran_ns));
-        ran >= RUN || self.since.elapsed() >= LAST
+    /// Whether it ends, now that its thread has run for `ran_ns`.
+    fn is_due(&self, ran_ns: u64) -> bool {
+        Duration::from_nanos(ran_ns.saturating_sub(self.ran_ns)) >= RUN || self.since.elapsed() >= LAST
     }
 }
 
@@ -57,6 +58,22 @@ struct State {
     /// The keeper sleeps until there is something.
     asleep: bool,
     closed: bool,
+}
+
+impl State {
+    /// Takes out those that `which` says.
+    fn take(&mut self, mut which: impl FnMut(&Hold) -> bool) -> Vec<Hold> {
+        let mut taken = Vec::new();
+        let mut at = 0;
+        while at < self.holds.len() {
+            if which(&self.holds[at]) {
+                taken.extend(self.holds.remove(at));
+            } else {
+                at += 1;
+            }
+        }
+        taken
+    }
 }
 
 /// See the module.
@@ -85,9 +102,12 @@ impl Holds {
             drop(hold);
             return;
         }
-        let of_it = state.holds.iter().filter(|hold| hold.vcpu == vcpu).count();
-        let oldest = (of_it >= MOST).then(|| state.holds.iter().position(|hold| hold.vcpu == vcpu)).flatten();
-        let ended = oldest.and_then(|oldest| state.holds.remove(oldest));
+        let ran_ns = hold.ran_ns;
+        let mut ended = state.take(|hold| hold.vcpu == vcpu && hold.is_due(ran_ns));
+        if state.holds.iter().filter(|hold| hold.vcpu == vcpu).count() >= MOST {
+            let oldest = state.holds.iter().position(|hold| hold.vcpu == vcpu);
+            ended.extend(oldest.and_then(|oldest| state.holds.remove(oldest)));
+        }
         state.holds.push_back(hold);
         if state.asleep {
             self.changed.notify_one();
@@ -97,18 +117,9 @@ impl Holds {
     }
 
     /// Ends those that `which` says.
-    fn end(&self, mut which: impl FnMut(&Hold) -> bool) {
-        let mut ended = Vec::new();
-        let mut state = self.state();
-        let mut at = 0;
-        while at < state.holds.len() {
-            if which(&state.holds[at]) {
-                ended.extend(state.holds.remove(at));
-            } else {
-                at += 1;
-            }
-        }
-        drop(state);
+    fn end(&self, which: impl FnMut(&Hold) -> bool) {
+        let ended = self.state().take(which);
+        // The lock has gone with the statement.
         drop(ended);
     }
 
@@ -142,7 +153,16 @@ impl Holds {
             }
             drop(state);
             std::thread::sleep(TICK);
-            self.end(Hold::is_due);
+            // One look at each clock.
+            let mut ran: Option<(usize, u64)> = None;
+            self.end(|hold| {
+                let ran_ns = match ran {
+                    Some((vcpu, ran_ns)) if vcpu == hold.vcpu => ran_ns,
+                    _ => hold.kick.ran_ns(),
+                };
+                ran = Some((hold.vcpu, ran_ns));
+                hold.is_due(ran_ns)
+            });
         }
     }
 

@@ -31,7 +31,8 @@
 //! # }
 //! ```
 //!
-//! `examples/histogram.rs` builds a kernel from a C function.
+//! `examples/index.rs` builds a kernel from a C function, which follows the pointers of the program's own hash table;
+//! `examples/index_by_copy.rs` is the same job with a virtual machine's own memory and copies.
 //!
 //! # What is exclusive
 //!

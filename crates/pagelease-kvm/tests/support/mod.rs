@@ -11,6 +11,7 @@ macro_rules! kernel {
     ($(#[$doc:meta])* $name:ident, $($line:literal),+ $(,)?) => {
         std::arch::global_asm!(
             ".pushsection .rodata",
+            concat!(".globl pagelease_kvm_test_", stringify!($name), ", pagelease_kvm_test_", stringify!($name), "_end"),
             concat!("pagelease_kvm_test_", stringify!($name), ":"),
             $($line,)+
             concat!("pagelease_kvm_test_", stringify!($name), "_end:"),
