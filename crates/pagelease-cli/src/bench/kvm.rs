@@ -25,7 +25,7 @@ use super::{Setup, cpus};
 /// Pages of the warm loop.
 const WARM_PAGES: usize = 8;
 /// Its rounds: some two milliseconds, which fit into a time slice.
-const WARM_ROUNDS: u64 = 300;
+const WARM_ROUNDS: usize = 300;
 /// Pages of a job that faults.
 const FAULTS: usize = 64;
 
@@ -106,7 +106,7 @@ pub(super) fn run(setup: &Setup) -> Result<Vec<Figure>> {
     let last_first = faults(setup, clock, &managed, &bare, true)?;
     let in_sequence = faults(setup, clock, &managed, &bare, false)?;
     Ok(vec![
-        Figure::of("warm update loop, a word", &warm, WARM_PAGES * 512 * WARM_ROUNDS as usize).goal(1.3),
+        Figure::of("warm update loop, a word", &warm, WARM_PAGES * 512 * WARM_ROUNDS).goal(1.3),
         Figure::of("a fault answered", &last_first, FAULTS).goal(1.15),
         Figure::of("faults in sequence, a page", &in_sequence, FAULTS),
     ])
@@ -178,7 +178,7 @@ impl Clock {
 }
 
 fn warm(setup: &Setup, clock: Clock, managed: &Arm, host: &Region) -> Result<Arms> {
-    let argument = |address: u64| [address, (WARM_PAGES * 512) as u64, WARM_ROUNDS];
+    let argument = |address: u64| [address, (WARM_PAGES * 512) as u64, WARM_ROUNDS as u64];
     let on_host = argument(host.as_ptr().addr().get() as u64);
     Arms::in_turn(
         setup.samples(300),

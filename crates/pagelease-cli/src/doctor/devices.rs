@@ -36,9 +36,9 @@ impl List {
     fn vulkan(&mut self) {
         let why = match pagelease_vulkan::available() {
             Ok(found) => {
-                for (adapter, fit) in found {
+                for adapter in found {
                     let name = format!("Vulkan: {}", adapter.name());
-                    match fit {
+                    match adapter.check() {
                         Ok(()) => self.add(SECTION, name, true, adapter.driver()),
                         Err(unfit) => self.add(SECTION, name, false, unfit),
                     };
