@@ -8,10 +8,6 @@ use crate::adopted;
 use crate::error::AdoptError;
 use crate::registry;
 use crate::space::Faults;
-use crate::sync::relax;
-
-/// Turns for which a change of the layout is waited for: about as long as a device may take to drain.
-const UNMAPPING_TURNS: u32 = 40_000;
 
 /// `start..start + len` as a span of whole granules.
 pub(crate) fn span(start: usize, len: ByteLen, granule: ByteLen) -> Result<Span, AdoptError> {
@@ -25,14 +21,10 @@ pub(crate) fn span(start: usize, len: ByteLen, granule: ByteLen) -> Result<Span,
 
 /// Looks at all that is mapped in `span`.
 pub(crate) fn check(span: Span, maps: &Maps, faults: Faults) -> Result<(), AdoptError> {
-    let mut turn = 0;
-    while let Some(other) = registry::overlapping(span.start(), span.end()) {
-        // What was there may just have been unmapped, which is not yet in our books.
-        if turn == UNMAPPING_TURNS || !adopted::is_any_changing() {
-            return Err(AdoptError::Managed { start: other.start(), end: other.end() });
-        }
-        turn += 1;
-        relax(turn);
+    // What was there may just have been unmapped, which is not yet in our books.
+    adopted::settle();
+    if let Some(other) = registry::overlapping(span.start(), span.end()) {
+        return Err(AdoptError::Managed { start: other.start(), end: other.end() });
     }
     let failed = |errno| AdoptError::System { what: "reading /proc/self/maps", errno };
     let mut at = span.start();

@@ -6,13 +6,15 @@
 //!
 //! Invariants: `trash` is registered, and empty but while [`Adopted::discard`] has `trashing`; nobody but the runtime knows it.
 
+use core::mem::MaybeUninit;
 use core::ptr::null_mut;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
 
 use pagelease_sys::mem::{self, Mapping, Maps, Pagemap};
-use pagelease_sys::uffd::{Features, MoveMode, RegisterMode, Uffd};
+use pagelease_sys::uffd::{ContinueMode, Event, Features, Message, MoveMode, RegisterMode, Uffd};
 use pagelease_sys::{Errno, Span};
 
+use crate::changes::Changes;
 use crate::error::AdoptError;
 use crate::gate::Gate;
 use crate::space::Faults;
@@ -21,11 +23,21 @@ use crate::sync::{block_signals, relax};
 /// What a huge page is aligned to; and what is thrown away at a time.
 pub(crate) const HUGE: usize = 2 << 20;
 
+/// Messages that are read in one go.
+pub(crate) const READ_MAX: usize = 16;
+
+/// Turns for which changes are waited for: about as long as a device may take to drain.
+const SETTLE_TURNS: u32 = 40_000;
+
 /// Turns for which a discard waits for whoever caused the change to run.
-const DISCARD_TURNS: u32 = 400;
+const DISCARD_TURNS: u32 = 800;
 
 /// The process's, for a thread that serves itself and has trapped where no region is.
-static ALL: [Listed; 64] = [const { Listed { adopted: AtomicPtr::new(null_mut()), pins: AtomicU32::new(0) } }; 64];
+static ALL: [Listed; SPACES_MAX] =
+    [const { Listed { adopted: AtomicPtr::new(null_mut()), pins: AtomicU32::new(0) } }; SPACES_MAX];
+
+/// Spaces that can adopt, at a time.
+pub(crate) const SPACES_MAX: usize = 64;
 
 /// Invariant: while it is pinned, or not null, the pointer is valid: whoever drops it takes it out first, and waits.
 struct Listed {
@@ -33,23 +45,33 @@ struct Listed {
     pins: AtomicU32,
 }
 
-/// Whether a change of some adopted memory's layout is being dealt with.
-pub(crate) fn is_any_changing() -> bool {
-    let mut changing = false;
-    for_each(|adopted| changing |= adopted.gate.is_wanted());
-    changing
+/// Waits until all that the program had changed when this was called has been read and dealt with. Addresses are used again:
+/// whoever puts something into the books at a place that has just been mapped must come behind what is still to be said about
+/// it. Bounded, in case a device's driver calls it while it is waited for. Not for signal handlers.
+pub(crate) fn settle() {
+    with_all(|all| {
+        let mut turn = 0;
+        for adopted in all.iter().flatten() {
+            while turn < SETTLE_TURNS && adopted.is_reporting() {
+                turn += 1;
+                relax(turn);
+            }
+            while turn < SETTLE_TURNS && adopted.gate.is_wanted() {
+                turn += 1;
+                relax(turn);
+            }
+        }
+    });
 }
 
-/// Calls `act` for each one of the process. Signal-safe.
-pub(crate) fn for_each(mut act: impl FnMut(&Adopted)) {
-    for listed in &ALL {
-        listed.pins.fetch_add(1, Ordering::SeqCst);
-        // SAFETY: the list's invariant.
-        if let Some(adopted) = unsafe { listed.adopted.load(Ordering::SeqCst).as_ref() } {
-            act(adopted);
-        }
-        listed.pins.fetch_sub(1, Ordering::SeqCst);
-    }
+/// Calls `act` with all of the process. Signal-safe.
+pub(crate) fn with_all<R>(act: impl FnOnce(&[Option<&Adopted>; SPACES_MAX]) -> R) -> R {
+    ALL.iter().for_each(|listed| _ = listed.pins.fetch_add(1, Ordering::SeqCst));
+    // SAFETY: the list's invariant.
+    let all = core::array::from_fn(|index| unsafe { ALL[index].adopted.load(Ordering::SeqCst).as_ref() });
+    let result = act(&all);
+    ALL.iter().for_each(|listed| _ = listed.pins.fetch_sub(1, Ordering::SeqCst));
+    result
 }
 
 /// What adopting takes.
@@ -62,6 +84,8 @@ const NEEDED: Features = Features::MOVE
 pub(crate) struct Adopted {
     pub(crate) uffd: Uffd,
     pub(crate) gate: Gate,
+    /// See there: for whoever deals with changes.
+    pub(crate) changes: Changes,
     pub(crate) maps: Maps,
     /// Before Linux 6.7 it cannot be scanned; then huge pages are moved whole all the same, but not counted.
     pub(crate) pagemap: Pagemap,
@@ -81,6 +105,7 @@ impl Adopted {
         Ok(Self {
             uffd,
             gate: Gate::default(),
+            changes: Changes::default(),
             maps: Maps::open().map_err(failed("opening /proc/self/maps"))?,
             pagemap: Pagemap::open().map_err(failed("opening /proc/self/pagemap"))?,
             trash,
@@ -97,6 +122,45 @@ impl Adopted {
         ALL.iter().any(put)
     }
 
+    /// Whether a change waits to be read, or its caller has not gone on since.
+    fn is_reporting(&self) -> bool {
+        // A request that can never be: the kernel says first that it does nothing now.
+        let request = self.uffd.continue_pages(self.trash.span(), ContinueMode::empty());
+        request.error == Some(Errno::AGAIN)
+    }
+
+    /// Reads the next message, if there is one and room for it; whether that was so. For whoever deals with changes.
+    fn read_on(&self) -> bool {
+        if !self.changes.has_room() {
+            return false;
+        }
+        let mut buffer = [MaybeUninit::uninit()];
+        let Ok(messages) = self.uffd.read_faults(&mut buffer) else { return false };
+        match messages.first().map(Message::event) {
+            // It traps again when this is over.
+            Some(Event::Fault(fault)) => {
+                let _ = Span::page_of(fault.address).map(|page| self.uffd.wake(page));
+            }
+            Some(change) => self.changes.push(change),
+            None => return false,
+        }
+        true
+    }
+
+    /// Reads all that is there, up to `count` messages.
+    pub(crate) fn read_up_to(&self, count: usize) {
+        let _ = (0..count).all(|_| self.read_on());
+    }
+
+    /// The kernel moves nothing just now (`AGAIN`): waits for a moment. Whoever deals with a change reads what is in the way.
+    pub(crate) fn give_way(&self, turn: &mut u32) {
+        if self.gate.is_changing() {
+            self.read_up_to(READ_MAX);
+        }
+        *turn += 1;
+        relax(*turn);
+    }
+
     /// Throws away what pages there are in `span`. (Not by `MADV_DONTNEED`: that would wait for the event to be read.)
     ///
     /// # Errors
@@ -104,8 +168,26 @@ impl Adopted {
     /// be thrown away is still there.
     ///
     /// # Safety
-    /// Nothing relies on the contents of `span`, which is adopted memory or a device's view of it.
+    /// Nothing relies on the contents of `span`, which is adopted memory or a device's view of it. Memory of the program's only
+    /// while it cannot be anything else by now: [`Adopted::discard_in_place`].
     pub(crate) unsafe fn discard(&self, span: Span) -> Result<(), Errno> {
+        // SAFETY: the caller's promise.
+        unsafe { self.throw_away(span, false) }
+    }
+
+    /// The same, for memory of the program's while a change of it is being dealt with: what another change since is about is left
+    /// alone. It may be something else by now, and the kernel itself has dropped it.
+    ///
+    /// # Safety
+    /// Nothing relies on the contents of `span`, which was adopted memory when the change was read.
+    pub(crate) unsafe fn discard_in_place(&self, span: Span) -> Result<(), Errno> {
+        // SAFETY: the caller's promise.
+        unsafe { self.throw_away(span, true) }
+    }
+
+    /// # Safety
+    /// That of the two above.
+    unsafe fn throw_away(&self, span: Span, in_place: bool) -> Result<(), Errno> {
         let _blocked = block_signals();
         let mut turn = 0;
         while self.trashing.swap(true, Ordering::Acquire) {
@@ -118,7 +200,7 @@ impl Adopted {
             // A huge page goes whole, so it is not split to be thrown away.
             let end = span.end().min((at / HUGE + 1) * HUGE);
             // SAFETY: the caller's promise.
-            result = unsafe { self.to_trash(at, end) };
+            result = unsafe { self.to_trash(at, end, in_place) };
             at = end;
         }
         self.trashing.store(false, Ordering::Release);
@@ -126,22 +208,30 @@ impl Adopted {
     }
 
     /// # Safety
-    /// That of `discard`; the range lies in one aligned piece of `HUGE` bytes.
-    unsafe fn to_trash(&self, mut at: usize, end: usize) -> Result<(), Errno> {
+    /// That of `throw_away`; the range lies in one aligned piece of `HUGE` bytes.
+    unsafe fn to_trash(&self, mut at: usize, end: usize, in_place: bool) -> Result<(), Errno> {
         let mut result = Ok(());
         let mut turn = 0;
-        while let Some(to) = Span::new(self.trash.span().start() + at % HUGE, end - at) {
+        while let Some(mut left) = Span::new(at, end.saturating_sub(at)) {
+            if in_place {
+                // Looked at each time: what is read meanwhile may be about these pages.
+                match self.changes.place(left) {
+                    (_, Some(there)) if there.start() == at => left = there,
+                    (len, _) => {
+                        at += len;
+                        continue;
+                    }
+                }
+            }
+            let Some(to) = Span::new(self.trash.span().start() + at % HUGE, left.len()) else { break };
             // SAFETY: the caller's promise; the trash is ours.
             let progress = unsafe { self.uffd.move_pages(to, at, MoveMode::ALLOW_SRC_HOLES | MoveMode::DONTWAKE) };
             at += progress.bytes;
             match progress.error {
-                None => break,
+                None => {}
                 Some(_) if progress.bytes > 0 => {}
                 // Whoever caused the change that is being dealt with has not run yet; or another change waits to be read.
-                Some(Errno::AGAIN) if turn < DISCARD_TURNS => {
-                    turn += 1;
-                    relax(turn);
-                }
+                Some(Errno::AGAIN) if turn < DISCARD_TURNS => self.give_way(&mut turn),
                 Some(errno) => {
                     result = Err(errno);
                     break;

@@ -121,7 +121,11 @@ fn empty(region: &RegionCore, pages: PageRange, part: Span) {
 fn give_up_part(region: &RegionCore, page: PageRange, part: Span, to: Option<usize>) {
     let moved = region.moved().expect("only adopted regions have events");
     region.space.stats.pages_given_up.one();
+    let place = moved.place(page).1;
     for_busy(region, page, Cause::Unmap, |page| moved.give_up_part(page, part, to));
+    for piece in [place, to.and_then(|to| Span::new(to, part.len()))].into_iter().flatten() {
+        registry::give_back(region, piece);
+    }
 }
 
 fn unmap(region: &RegionCore, pages: PageRange, at: usize) {
@@ -146,7 +150,7 @@ fn relocate(region: &RegionCore, pages: PageRange, from: usize, to: usize) {
     // Too many pieces: this one is the program's own again.
     region.space.stats.pages_given_up.add(u64::from(pages.len()));
     for_busy(region, pages, Cause::Unmap, |run| moved.give_up(run, place, pages));
-    let _ = registry::cut(region, to, to + len);
+    registry::give_back(region, place);
 }
 
 /// Takes the contents of `pages` from everybody: devices let go of them, and they are thrown away.
@@ -200,19 +204,35 @@ fn take(region: &RegionCore, page: PageIndex) -> u16 {
 
 /// A touch at `address`, which is registered, but no region's: the program has made an adopted mapping larger, or has moved it
 /// and kept the old place (`MREMAP_DONTUNMAP`). It finds zeroes there, as it would anyway.
-pub(crate) fn serve_stranger(adopted: &Adopted, address: usize) -> bool {
-    let Some(page) = Span::page_of(address) else { return false };
-    let served = match adopted.uffd.zero_pages(page, true).error {
-        None | Some(Errno::EXIST | Errno::AGAIN) => true,
-        Some(_) => false,
-    };
+pub(crate) fn serve_stranger(adopted: &Adopted, address: usize) {
+    let Some(page) = Span::page_of(address) else { return };
+    // While a change is being dealt with, it may be about to become some region's: it traps again.
+    if let Some(_inside) = adopted.gate.enter()
+        && registry::find(address).is_none()
+    {
+        let _ = adopted.uffd.zero_pages(page, true);
+    }
     let _ = adopted.uffd.wake(page);
-    served
 }
 
-/// As [`serve_stranger`], for the touching thread itself. Signal-safe.
+/// As [`serve_stranger`], for the touching thread itself; `false`: it is nobody's. Signal-safe.
+///
+/// The kernel fills a page for whoever asks, if only it is registered, with another's userfaultfd even. So nobody's memory may be
+/// changing.
 pub(crate) fn serve_stranger_in_thread(address: usize) -> bool {
-    let mut served = false;
-    adopted::for_each(|adopted| served |= serve_stranger(adopted, address));
-    served
+    let Some(page) = Span::page_of(address) else { return false };
+    adopted::with_all(|all| {
+        // In one order, as all do; and nobody who is inside one waits for another to be opened by him.
+        let mut inside = [const { None }; adopted::SPACES_MAX];
+        for (inside, adopted) in inside.iter_mut().zip(all.iter().flatten()) {
+            *inside = adopted.gate.enter();
+            if inside.is_none() {
+                return true;
+            }
+        }
+        registry::find(address).is_some()
+            || all.iter().flatten().any(|adopted| {
+                matches!(adopted.uffd.zero_pages(page, false).error, None | Some(Errno::EXIST | Errno::AGAIN))
+            })
+    })
 }

@@ -79,6 +79,7 @@ mod adopt;
 mod adopted;
 mod allocate;
 mod backend;
+mod changes;
 mod claim;
 mod device;
 mod error;

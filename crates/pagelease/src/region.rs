@@ -10,6 +10,7 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering
 use pagelease_protocol::{ByteLen, Cause, Origin, OwnerId, PageIndex, PageRange, PageWord, hold};
 use pagelease_sys::{Span, fork};
 
+use crate::adopted;
 use crate::backend::{AnyBackend, BackendKind, Capabilities, Moved, Sim, sim::SimCpu};
 use crate::device::{Device, DeviceCore, DeviceHandle, RegionId};
 use crate::error::{AttachError, RangeError, RegionError};
@@ -128,9 +129,14 @@ impl Region {
             backend,
         })
         .map_err(failed)?;
-        let known = || registry::insert(core.as_ptr(), span, PageIndex(0), None).is_some();
-        if core.backend.kind() != BackendKind::Sim && !known() {
-            return Err(RegionError::TooMany { limit: registry::REGIONS_MAX });
+        if core.backend.kind() != BackendKind::Sim {
+            adopted::settle();
+            registry::insert(core.as_ptr(), span, PageIndex(0), None)
+                .ok_or(RegionError::TooMany { limit: registry::REGIONS_MAX })?;
+        }
+        if let Some(moved) = core.moved() {
+            // Whoever serves a touch there, and has not found a region: from now on there is one.
+            moved.adopted().gate.wait_for_those_inside();
         }
         Ok(Self { core, space: space.clone() })
     }
@@ -247,11 +253,13 @@ impl Region {
         let memory = self.core.backend.open_view(id).map_err(failed)?;
         if let crate::backend::ViewMemory::Mapping(mapping) = &memory {
             slot.base.store(mapping.span().start(), Ordering::SeqCst);
-            if self.core.backend.carries()
-                && registry::insert(self.core.as_ptr(), mapping.span(), PageIndex(0), Some(id)).is_none()
-            {
-                self.core.backend.close_view(id);
-                return Err(AttachError::TooManyViews { limit: registry::REGIONS_MAX });
+            if self.core.backend.carries() {
+                adopted::settle();
+                let known = registry::insert(self.core.as_ptr(), mapping.span(), PageIndex(0), Some(id)).is_some();
+                if !known {
+                    self.core.close_view(id);
+                    return Err(AttachError::TooManyViews { limit: registry::REGIONS_MAX });
+                }
             }
         }
         let view = View::new(ViewCore {
@@ -446,17 +454,22 @@ impl RegionCore {
     pub(crate) fn detach(&self, device: OwnerId) {
         // A view that could not be made was never attached, and is dropped under the lock.
         if self.slot(device).device.load(Ordering::SeqCst).is_null() {
-            return;
+            return self.close_view(device);
         }
         let _attaching = self.attaching.lock().expect("attaching does not panic");
         if let Some(claimed) = self.slot(device).claimed() {
             // Pages that a claim gave up half way are the CPU's, and still there.
             bring_home(self, claimed, Some(device));
         }
+        self.close_view(device);
+        self.slot(device).device.store(null_mut(), Ordering::SeqCst);
+    }
+
+    /// The view of `device` is about to be unmapped.
+    fn close_view(&self, device: OwnerId) {
         self.backend.close_view(device);
         if self.backend.carries() {
             registry::remove_view(self, device);
         }
-        self.slot(device).device.store(null_mut(), Ordering::SeqCst);
     }
 }

@@ -214,6 +214,13 @@ pub(crate) fn cut(region: &RegionCore, start: usize, end: usize) -> bool {
     true
 }
 
+/// What `region` had at `span` is the program's own again: whoever trapped there just before may try again. Where there are too
+/// many pieces to cut one more, it stays known, as a place that has no page.
+pub(crate) fn give_back(region: &RegionCore, span: Span) {
+    GivenBack::note(span.start(), span.end());
+    let _ = cut(region, span.start(), span.end());
+}
+
 /// Whether `address` lies in a region that has closed: whoever trapped there may try again, and will not trap. Signal-safe.
 pub(crate) fn is_closed(address: usize) -> bool {
     let now_ns = now_ns();

@@ -310,6 +310,7 @@ impl Space {
         let span = adopt::span(start.as_ptr().expose_provenance(), len, granule)?;
         let adopted = self.adopted()?;
         adopt::check(span, &adopted.maps, core.config.faults)?;
+        adopted.changes.forget_echoes(span);
         let pages = len.pages(granule).ok_or(RegionError::TooLarge { len, granule })?;
         let moved = Moved::new(adopted, core.clone(), span, granule).map_err(|(what, errno)| RegionError::System {
             len,

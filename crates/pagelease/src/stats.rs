@@ -83,7 +83,8 @@ stats! {
     /// Accesses through a device's view of adopted memory to pages that the device did not have. They found zeroes, and what
     /// they stored is lost.
     stray_accesses,
-    /// Pages of adopted memory that are the program's own again because `mremap` had scattered their region too much.
+    /// Granules of adopted memory that are the program's own again, because `mremap` had scattered their region too much, or a part
+    /// of one of 2 MiB was unmapped or moved.
     pages_given_up,
 }
 

@@ -497,28 +497,31 @@ fn device_on(space: &Space, region: &Region) -> (DeviceHandle<Plain>, View) {
     (device, view)
 }
 
+// In a process of its own: a fork brings home what the devices of other tests have.
 #[test]
 fn a_region_s_own_protect() {
-    let _watchdog = watchdog();
-    for (kind, space, region) in MODES.into_iter().flat_map(made) {
-        let (_device, view) = device_on(&space, &region);
-        if region.backend() == BackendKind::Mprotect {
-            let refused = region.protect(pages(2, 6), Protection::Read).unwrap_err();
-            assert!(matches!(refused, ReshapeError::Unsupported { .. }), "{refused}");
-            continue;
+    in_child("a_region_s_own_protect", || {
+        let _watchdog = watchdog();
+        for (kind, space, region) in MODES.into_iter().flat_map(made) {
+            let (_device, view) = device_on(&space, &region);
+            if region.backend() == BackendKind::Mprotect {
+                let refused = region.protect(pages(2, 6), Protection::Read).unwrap_err();
+                assert!(matches!(refused, ReshapeError::Unsupported { .. }), "{refused}");
+                continue;
+            }
+            region.protect(pages(2, 6), Protection::Read).unwrap();
+            assert!((2..6).all(|index| !view.has(page(index))) && view.has(page(6)), "{kind}");
+            assert_eq!(at(&region, 3, 0).load(SeqCst), 1103, "{kind}: the CPU reads what the device had written");
+            let refused = view.claim(pages(0, 16), Access::Exclusive).unwrap_err();
+            assert!(matches!(refused, ClaimError::Protected { pages } if pages.contains(page(2))), "{kind}: {refused}");
+            assert_eq!(fork(|| at(&region, 3, 0).fetch_add(1, SeqCst) == 0), End::Signal(libc::SIGSEGV), "{kind}");
+            region.protect(pages(2, 6), Protection::ReadWrite).unwrap();
+            view.claim(pages(0, 16), Access::Exclusive).unwrap().end().unwrap();
+            view.words(page(3))[0].fetch_add(1, SeqCst);
+            assert_eq!(at(&region, 3, 0).fetch_add(1, SeqCst), 1104, "{kind}");
+            assert!(region.protect(pages(0, 17), Protection::Read).is_err());
         }
-        region.protect(pages(2, 6), Protection::Read).unwrap();
-        assert!((2..6).all(|index| !view.has(page(index))) && view.has(page(6)), "{kind}");
-        assert_eq!(at(&region, 3, 0).load(SeqCst), 1103, "{kind}: the CPU reads what the device had written");
-        let refused = view.claim(pages(0, 16), Access::Exclusive).unwrap_err();
-        assert!(matches!(refused, ClaimError::Protected { pages } if pages.contains(page(2))), "{kind}: {refused}");
-        assert_eq!(fork(|| at(&region, 3, 0).fetch_add(1, SeqCst) == 0), End::Signal(libc::SIGSEGV), "{kind}");
-        region.protect(pages(2, 6), Protection::ReadWrite).unwrap();
-        view.claim(pages(0, 16), Access::Exclusive).unwrap().end().unwrap();
-        view.words(page(3))[0].fetch_add(1, SeqCst);
-        assert_eq!(at(&region, 3, 0).fetch_add(1, SeqCst), 1104, "{kind}");
-        assert!(region.protect(pages(0, 17), Protection::Read).is_err());
-    }
+    });
 }
 
 #[test]
@@ -733,4 +736,178 @@ fn changes_beside_a_drop_and_many_of_them() {
             unsafe { libc::munmap(at.cast(), 4 * 4096) };
         }
     });
+}
+
+/// Two huge granules of a device, which has written to every small page of them.
+struct Huge {
+    space: Space,
+    memory: Memory,
+    region: Region,
+    view: View,
+    _device: DeviceHandle<Plain>,
+}
+
+impl Huge {
+    fn new(faults: Faults) -> Option<Self> {
+        let space = adopting(Space::builder().faults(faults))?;
+        let memory = Memory::huge(2)?;
+        let region = memory.adopt_huge(&space);
+        let device = space.register(PLAIN).unwrap();
+        let view = region.attach(&device).unwrap();
+        view.claim(pages(0, 2), Access::Exclusive).unwrap().end().unwrap();
+        let huge = Self { space, memory, region, view, _device: device };
+        (0..1024).for_each(|index| huge.device_word(index).store(7000 + u64::from(index), SeqCst));
+        Some(huge)
+    }
+
+    /// Word 1 of a small page, as the device sees it.
+    fn device_word(&self, index: u32) -> &AtomicU64 {
+        &self.view.words(page(index / 512))[index as usize % 512 * 512 + 1]
+    }
+
+    /// Small page `index`, which is at `start` now, has what the CPU wrote, and then the device.
+    fn assert_at(start: *mut u8, index: u32, what: &str) {
+        // SAFETY: it is mapped there, by the caller.
+        let [seed, written] =
+            [0, 1].map(|word| unsafe { AtomicU64::from_ptr(start.cast::<u64>().wrapping_add(word)) }.load(SeqCst));
+        assert_eq!((seed, written), (SEED, 7000 + u64::from(index)), "page {index}, {what}");
+    }
+
+    fn assert_rest(&self, gone: &std::ops::Range<u32>, what: &str) {
+        for index in (0..1024).filter(|index| !gone.contains(index)) {
+            Self::assert_at(self.memory.start().as_ptr().wrapping_add(index as usize * 4096), index, what);
+        }
+    }
+}
+
+/// Parts of granules, at the start, within, at the end, and across the border of two.
+const PARTS: [std::ops::Range<u32>; 4] = [0..3, 5..9, 500..512, 300..700];
+
+#[test]
+fn munmap_of_a_part_of_a_huge_granule_leaves_the_rest() {
+    in_child("munmap_of_a_part_of_a_huge_granule_leaves_the_rest", || {
+        let _watchdog = watchdog();
+        for (faults, part) in MODES.into_iter().flat_map(|faults| PARTS.map(|part| (faults, part))) {
+            let Some(huge) = Huge::new(faults) else { return };
+            let what = format!("{part:?} {faults:?}");
+            huge.memory.unmap(part.start as usize, part.end as usize);
+            huge.assert_rest(&part, &what);
+            // The device is cut off from what has gone, and from the granule.
+            wait_until(|| part.clone().all(|index| huge.device_word(index).load(SeqCst) != 7000 + u64::from(index)));
+            let refused = huge.view.claim(pages(0, 2), Access::Exclusive).unwrap_err();
+            assert!(matches!(refused, ClaimError::Unmapped { .. }), "{refused}, {what}");
+            let granules = u64::from(part.end.div_ceil(512) - part.start / 512);
+            let stats = huge.space.stats();
+            assert_eq!((stats.pages_given_up, stats.restores_failed), (granules, 0), "{what}");
+            // What is left of it is the program's own again, and can be adopted anew.
+            let start = huge.memory.start().as_ptr().wrapping_add(part.end as usize * 4096);
+            // SAFETY: reached through atomics only.
+            let again = unsafe { huge.space.adopt(NonNull::new(start).unwrap(), ByteLen(4096)) }.map(|_: Region| ());
+            assert_eq!(again.is_ok(), part.end % 512 != 0, "{what} {again:?}");
+        }
+    });
+}
+
+#[test]
+fn mremap_of_a_part_of_a_huge_granule_loses_nothing() {
+    let _watchdog = watchdog();
+    for (faults, part) in MODES.into_iter().flat_map(|faults| PARTS.map(|part| (faults, part))) {
+        let Some(huge) = Huge::new(faults) else { return };
+        let what = format!("{part:?} {faults:?}");
+        let new = huge.memory.remap(part.start as usize, part.end as usize);
+        for index in part.clone() {
+            Huge::assert_at(new.wrapping_add((index - part.start) as usize * 4096), index, &what);
+        }
+        huge.assert_rest(&part, &what);
+        assert_eq!(huge.space.stats().restores_failed, 0, "{what}");
+        let Huge { space, memory, region, view, .. } = huge;
+        drop((region, view));
+        // Nobody's hand is on any of it any more.
+        let behind = NonNull::new(memory.start().as_ptr().wrapping_add(part.end as usize * 4096)).unwrap();
+        // SAFETY: reached through atomics only.
+        unsafe { space.adopt(behind, ByteLen(4096 * (1024 - part.end as usize))) }.unwrap();
+        // SAFETY: ours.
+        unsafe { libc::munmap(new.cast(), part.len() * 4096) };
+    }
+}
+
+/// While one change is dealt with, others come: about the same pages, too.
+#[test]
+fn parts_of_a_huge_granule_move_while_other_threads_change_the_rest() {
+    in_child("parts_of_a_huge_granule_move_while_other_threads_change_the_rest", || {
+        let _watchdog = watchdog();
+        for (round, faults) in MODES.into_iter().cycle().take(30).enumerate() {
+            let Some(huge) = Huge::new(faults) else { return };
+            let what = format!("round {round} {faults:?}");
+            let begin = std::sync::Barrier::new(3);
+            let new = thread::scope(|scope| {
+                // One drops what lies behind the part, another moves what lies before it, and a third the part.
+                let dropping = scope.spawn(|| {
+                    begin.wait();
+                    for from in (320..480).step_by(16) {
+                        assert_eq!(huge.memory.advise(from, from + 8, libc::MADV_DONTNEED), 0);
+                        for index in from..from + 8 {
+                            let found = huge.memory.word(u32::try_from(index).unwrap(), 1).load(SeqCst);
+                            assert_eq!(found, 0, "page {index} came back, {what}");
+                        }
+                    }
+                });
+                let before = scope.spawn(|| {
+                    begin.wait();
+                    huge.memory.remap(10, 20).expose_provenance()
+                });
+                begin.wait();
+                let new = huge.memory.remap(200, 300);
+                dropping.join().unwrap();
+                [(10..20, before.join().unwrap()), (200..300, new.expose_provenance())]
+            });
+            for (part, start) in new {
+                for index in part.clone() {
+                    let start: *mut u8 = std::ptr::with_exposed_provenance_mut(start);
+                    Huge::assert_at(start.wrapping_add((index - part.start) as usize * 4096), index, &what);
+                }
+                // SAFETY: ours.
+                unsafe { libc::munmap(std::ptr::with_exposed_provenance_mut(start), part.len() * 4096) };
+            }
+            let dropped = |index: &u32| (320..480).contains(index) && index % 16 < 8;
+            let moved = |index: &u32| (10..20).contains(index) || (200..300).contains(index);
+            for index in (0..1024).filter(|index| !dropped(index) && !moved(index)) {
+                Huge::assert_at(huge.memory.start().as_ptr().wrapping_add(index as usize * 4096), index, &what);
+            }
+            assert_eq!(huge.space.stats().restores_failed, 0, "{what}");
+        }
+    });
+}
+
+/// A region that `mremap` has scattered too much gives the pieces up, with what a device has of them.
+#[test]
+fn too_many_pieces_are_given_up_with_what_the_device_wrote() {
+    let _watchdog = watchdog();
+    for faults in MODES {
+        let Some(space) = adopting(Space::builder().faults(faults)) else { return };
+        let memory = Memory::pages(64);
+        let region = memory.adopt(&space);
+        let device = space.register(PLAIN).unwrap();
+        let view = region.attach(&device).unwrap();
+        view.claim(pages(0, 64), Access::Exclusive).unwrap().end().unwrap();
+        (0..64).for_each(|index| view.words(page(index))[0].store(1000 + u64::from(index), SeqCst));
+        let moved: Vec<_> = (0..64).step_by(2).map(|index| (index, memory.remap(index, index + 1))).collect();
+        for &(index, start) in &moved {
+            // SAFETY: it is mapped there.
+            let word = unsafe { AtomicU64::from_ptr(start.cast()) };
+            assert_eq!(word.fetch_add(1, SeqCst), 1000 + index as u64, "{faults:?}");
+        }
+        for index in (1..64).step_by(2) {
+            assert_eq!(memory.word(index, 0).load(SeqCst), 1000 + u64::from(index), "{faults:?}");
+        }
+        let stats = space.stats();
+        assert!(stats.pages_given_up > 0 && stats.restores_failed == 0, "{stats:?}");
+        drop((view, region));
+        for (index, start) in moved {
+            // SAFETY: it is mapped there.
+            assert_eq!(unsafe { AtomicU64::from_ptr(start.cast()) }.load(SeqCst), 1001 + index as u64);
+            // SAFETY: ours.
+            unsafe { libc::munmap(start.cast(), 4096) };
+        }
+    }
 }

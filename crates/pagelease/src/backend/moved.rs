@@ -171,50 +171,59 @@ impl Moved {
         let (_, home) = self.homes.run(page);
         let (_, place) = self.extents.run(page);
         let Some(place) = place else { return };
-        let there = match home {
-            Home::Cpu => Some(part),
-            Home::Device(device) => self
-                .in_view(device, page)
-                .and_then(|view| Span::new(view.start() + (part.start() - place.start()), part.len())),
-            Home::Gone => None,
-        };
-        if let Some(there) = there {
-            // SAFETY: the caller's: nothing relies on the contents.
-            let discarded = unsafe { self.adopted.discard(there) };
-            if discarded.is_err() && home != Home::Cpu {
-                self.wipe(there);
+        match home {
+            Home::Cpu => {
+                // SAFETY: the caller's: nothing relies on the contents.
+                let _ = unsafe { self.adopted.discard_in_place(part) };
             }
+            Home::Device(device) => {
+                let offset = part.start() - place.start();
+                let view = self.in_view(device, page).and_then(|view| Span::new(view.start() + offset, part.len()));
+                view.into_iter().for_each(|view| self.drop_from_view(view));
+            }
+            Home::Gone => {}
         }
     }
 
     /// A huge granule of which `part` has gone, or has moved to `to`, is the program's own again. With the gate shut and the
     /// granule busy.
     pub(crate) fn give_up_part(&self, page: PageRange, part: Span, to: Option<usize>) {
-        let (_, home) = self.homes.run(page);
-        let (_, place) = self.extents.run(page);
-        self.homes.set(page, Home::Gone);
-        let (Home::Cpu | Home::Device(_), Some(place)) = (home, place) else { return };
-        let view = match home {
-            Home::Device(device) => self.in_view(device, page),
-            _ => None,
-        };
-        for offset in (0..place.len()).step_by(pagelease_sys::page_size()) {
-            let address = place.start() + offset;
-            let address = match to {
-                _ if !part.contains(address) => Some(address),
-                Some(to) => Some(to + (address - part.start())),
-                None => None,
-            };
-            if let (Some(view), Some(to)) = (view, address.and_then(Span::page_of)) {
-                self.bring_back_alone(to, view.start() + offset);
+        let Some(place) = self.extents.run(page).1 else { return };
+        let between = |start: usize, end: usize| Span::new(start, end.saturating_sub(start));
+        let moved = to.and_then(|to| Span::new(to, part.len()));
+        let pieces = [
+            (between(place.start(), part.start()), 0),
+            (moved, part.start() - place.start()),
+            (between(part.end(), place.end()), part.end() - place.start()),
+        ];
+        self.release(page, pieces.into_iter().filter_map(|(piece, offset)| Some((piece?, offset))));
+    }
+
+    /// `pages` are the program's own again: of each of `pieces`, which are where the CPU view has them and how far from their
+    /// start, what a device has is handed over. With the gate shut and the pages busy.
+    fn release(&self, pages: PageRange, pieces: impl Iterator<Item = (Span, usize)>) {
+        for (piece, offset) in pieces {
+            let mut done = 0;
+            while let Some(left) = Span::new(piece.start() + done, piece.len() - done) {
+                let at = offset + done;
+                let page = pages.start() + u32::try_from(at / self.granule).expect("within the pages");
+                let (run, home) =
+                    self.homes.run(PageRange::new(page, pages.end()).expect("the piece lies in the pages"));
+                let end = (run.end() - pages.start()) as usize * self.granule;
+                let len = left.len().min(end - at);
+                if let (Home::Device(device), Some(place)) = (home, Span::new(left.start(), len))
+                    && let Some(view) = self.in_view(device, run)
+                {
+                    self.hand_over(place, view.start() + at - (page - pages.start()) as usize * self.granule);
+                }
+                done += len;
             }
+            let _ = self.adopted.uffd.unregister(piece);
+            let _ = self.adopted.uffd.wake(piece);
         }
-        let _ = self.adopted.uffd.unregister(place);
-        let _ = self.adopted.uffd.wake(place);
-        if let Some(moved) = to.and_then(|to| Span::new(to, part.len())) {
-            let _ = self.adopted.uffd.unregister(moved);
-            let _ = self.adopted.uffd.wake(moved);
-        }
+        // What the program has dropped is nobody's.
+        self.drop_contents(pages, Fate::Gone);
+        let _ = self.extents.remove(pages);
     }
 
     /// Whether a huge granule may be half in the CPU view and half in a device's; `None` where granules are pages.
@@ -256,18 +265,18 @@ impl Moved {
         while let Some(next) = rest {
             let (run, home) = self.homes.run(next);
             let (run, place) = self.extents.run(run);
-            let there = match home {
-                Home::Cpu => place.filter(|_| fate == Fate::Emptied),
-                Home::Device(device) => self.in_view(device, run),
-                Home::Gone => None,
-            };
-            if let Some(there) = there {
-                // SAFETY: the caller's: nothing relies on the contents.
-                let discarded = unsafe { self.adopted.discard(there) };
-                // What cannot be carried off the CPU view stays until the kernel itself drops it, which it is about to do.
-                if discarded.is_err() && home != Home::Cpu {
-                    self.wipe(there);
+            match home {
+                Home::Cpu => {
+                    if let Some(place) = place.filter(|_| fate == Fate::Emptied) {
+                        // What cannot be carried off stays until the kernel itself drops it, which it is about to do.
+                        // SAFETY: the caller's: nothing relies on the contents.
+                        let _ = unsafe { self.adopted.discard_in_place(place) };
+                    }
                 }
+                Home::Device(device) => {
+                    self.in_view(device, run).into_iter().for_each(|view| self.drop_from_view(view));
+                }
+                Home::Gone => {}
             }
             if home != Home::Gone {
                 self.homes.set(run, if fate == Fate::Gone { Home::Gone } else { Home::Cpu });
@@ -275,6 +284,14 @@ impl Moved {
             rest = PageRange::new(run.end(), pages.end());
         }
         self.forget_whole(pages);
+    }
+
+    /// Throws away what lies in a device's view.
+    fn drop_from_view(&self, view: Span) {
+        // SAFETY: the caller's: nothing relies on the contents.
+        if unsafe { self.adopted.discard(view) }.is_err() {
+            self.wipe(view);
+        }
     }
 
     /// Writes zeroes over the pages of a device's view that are there. With the gate shut and the pages busy, so that they stay.
@@ -330,25 +347,8 @@ impl Moved {
     /// `run`, of the `pages` that are at `place` now, is the program's own again. With the gate shut and the pages busy.
     pub(crate) fn give_up(&self, run: PageRange, place: Span, pages: PageRange) {
         let start = place.start() + (run.start() - pages.start()) as usize * self.granule;
-        let Some(place) = Span::new(start, run.len() as usize * self.granule) else { return };
-        let mut rest = Some(run);
-        while let Some(next) = rest {
-            let (part, home) = self.homes.run(next);
-            let start = place.start() + (part.start() - run.start()) as usize * self.granule;
-            if let Home::Device(device) = home
-                && let Some(place) = Span::new(start, part.len() as usize * self.granule)
-            {
-                let mut turn = 0;
-                while self.bring_back(part, device, place) == Err(Errno::AGAIN) {
-                    turn += 1;
-                    relax(turn);
-                }
-            }
-            rest = PageRange::new(part.end(), run.end());
-        }
-        self.homes.set(run, Home::Gone);
-        let _ = self.adopted.uffd.unregister(place);
-        let _ = self.adopted.uffd.wake(place);
+        let piece = Span::new(start, run.len() as usize * self.granule);
+        self.release(run, piece.map(|piece| (piece, 0)).into_iter());
     }
 
     /// A touch of `device`'s view, where it has no page: its device was lost, or looks at what it has not claimed. Signal-safe.

@@ -17,7 +17,7 @@ use pagelease_sys::event::{Doorbell, wait_readable};
 use pagelease_sys::uffd::{Event, Fault, FaultFlags, Message, Uffd};
 use pagelease_sys::{futex, thread};
 
-use crate::adopted::Adopted;
+use crate::adopted::{Adopted, READ_MAX};
 use crate::layout;
 use crate::registry::{self, Found};
 use crate::shared::Shared;
@@ -28,9 +28,6 @@ use crate::touch::{self, Server, Toucher, Who};
 /// How long the watch spins after a touch: longer than it takes to wake an idle CPU, so that touches that follow each other
 /// as closely as they could be served anyway never pay for it.
 const SPIN_NS: u64 = 200_000;
-
-/// Changes of the layout that are dealt with in one go.
-const CHANGES_MAX: usize = 16;
 
 /// How often it looks whose hold limit has passed, while touches leave it no time to sleep.
 const LOOK_NS: u64 = 1_000_000;
@@ -208,24 +205,10 @@ impl Monitor {
     /// The watch is kept throughout, however long a device takes: whoever else had it would open the gate.
     fn deal_with(&self, adopted: &Adopted, first: Event) {
         let watch = ON_WATCH.take();
-        let mut changes = [first; CHANGES_MAX];
-        let mut count = 1;
-        let mut buffer = [MaybeUninit::uninit()];
-        while count < CHANGES_MAX
-            && let Ok(messages) = adopted.uffd.read_faults(&mut buffer)
-        {
-            match messages.first().map(Message::event) {
-                // It traps again when this is over.
-                Some(Event::Fault(fault)) => layout::wake(adopted, fault.address, fault.address + 1),
-                Some(change) => {
-                    changes[count] = change;
-                    count += 1;
-                }
-                None => break,
-            }
-        }
-        for change in &changes[..count] {
-            layout::change(adopted, change);
+        adopted.changes.push(first);
+        adopted.read_up_to(READ_MAX);
+        while let Some(change) = adopted.changes.next() {
+            layout::change(adopted, &change);
         }
         ON_WATCH.set(watch);
     }

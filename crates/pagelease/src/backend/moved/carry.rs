@@ -3,6 +3,7 @@
 //! Everything here runs inside the gate, with the pages busy. [`Moved::bring_back`] and [`Moved::fill`] are signal-safe.
 
 use core::sync::atomic::Ordering;
+use core::time::Duration;
 
 use pagelease_protocol::{OwnerId, PageIndex, PageRange};
 use pagelease_sys::mem::{PageKinds, PageRegion};
@@ -13,13 +14,14 @@ use super::Moved;
 use super::place::Home;
 use crate::adopted::HUGE;
 use crate::backend::{MapOutcome, Refusal, Refused};
-use crate::sync::relax;
+use crate::sync::{Deadline, relax};
 
 /// How often the kernel may say that it is busy with a page before whoever wants to move it gives up what it has busy.
 const AGAIN_MAX: u32 = 250;
 
-/// Turns for which contents that have to go home now wait for the kernel; behind [`AGAIN_MAX`], they are copied.
-const GIVE_UP_TURNS: u32 = 4000;
+/// How long contents that have to go home now wait for the kernel: until whoever caused the change has run, however busy the
+/// machine is.
+const GIVE_UP_LIMIT: Duration = Duration::from_secs(20);
 
 impl Moved {
     /// Takes `pages` to the view of `device`, up to the first that it cannot take.
@@ -198,18 +200,11 @@ impl Moved {
                         again += 1;
                         relax(again);
                     }
-                    Some(Errno::AGAIN) => {
-                        self.are_home(pages, done);
-                        let half =
-                            PageIndex(pages.start() + u32::try_from(done / self.granule).expect("within the run"));
-                        if let Some(halves) = self.halves(half).filter(|_| !done.is_multiple_of(self.granule)) {
-                            halves.store(1, Ordering::SeqCst);
-                        }
-                        return Err(Errno::AGAIN);
-                    }
+                    Some(Errno::AGAIN) => return Err(self.stopped_at(pages, done, Errno::AGAIN)),
                     Some(errno) => {
                         let page = Span::page_of(left.start()).ok_or(Errno::INVAL)?;
-                        self.bring_back_page(page, from + done, errno).inspect_err(|_| self.are_home(pages, done))?;
+                        self.bring_back_page(page, from + done, errno)
+                            .map_err(|errno| self.stopped_at(pages, done, errno))?;
                         done += page.len();
                     }
                 }
@@ -217,6 +212,16 @@ impl Moved {
         }
         self.are_home(pages, place.len());
         Ok(MapOutcome::Mapped)
+    }
+
+    /// Bringing `pages` back stopped behind `done` bytes, for the reason `errno`.
+    fn stopped_at(&self, pages: PageRange, done: usize, errno: Errno) -> Errno {
+        self.are_home(pages, done);
+        let half = PageIndex(pages.start() + u32::try_from(done / self.granule).expect("within the run"));
+        if let Some(halves) = self.halves(half).filter(|_| !done.is_multiple_of(self.granule)) {
+            halves.store(1, Ordering::SeqCst);
+        }
+        errno
     }
 
     fn is_half(&self, page: PageIndex) -> bool {
@@ -234,18 +239,42 @@ impl Moved {
         })
     }
 
-    /// One base page of what is given up goes from `from` to `to`, whatever becomes of the rest. With the gate shut.
-    pub(super) fn bring_back_alone(&self, to: Span, from: usize) {
-        // The kernel moves nothing before whoever caused the change has run; it may be waiting for a CPU.
-        for turn in 0..GIVE_UP_TURNS {
-            // SAFETY: the page is the region's, and busy; its contents belong there.
-            match unsafe { self.adopted.uffd.move_pages(to, from, MoveMode::empty()) }.error {
-                None => return,
-                Some(Errno::AGAIN) if turn > AGAIN_MAX && self.bring_back_page(to, from, Errno::BUSY).is_ok() => return,
-                Some(Errno::AGAIN) => relax(turn),
-                Some(errno) => {
-                    let _ = self.bring_back_page(to, from, errno);
-                    return;
+    /// What is at `from`, in a device's view, goes to wherever the program has by now what lay at `place` when the change was read
+    /// that is being dealt with. With the gate shut.
+    pub(super) fn hand_over(&self, place: Span, from: usize) {
+        let (mut done, mut turn) = (0, 0);
+        let deadline = Deadline::after(GIVE_UP_LIMIT);
+        while let Some(left) = Span::new(place.start() + done, place.len().saturating_sub(done)) {
+            // Looked at each time: what is read meanwhile may be about these pages.
+            let to = match self.adopted.changes.fate(left) {
+                (_, Some(to)) => to,
+                (len, None) => {
+                    done += len;
+                    continue;
+                }
+            };
+            // SAFETY: the pages are the region's, and busy; their contents belong there. What is absent is zeroes there, too.
+            let progress = unsafe { self.adopted.uffd.move_pages(to, from + done, MoveMode::ALLOW_SRC_HOLES) };
+            done += progress.bytes;
+            if progress.bytes > 0 {
+                turn = 0;
+                continue;
+            }
+            let page = Span::new(to.start(), page_size()).expect("a page");
+            let result = match progress.error {
+                None => continue,
+                // The kernel moves nothing before whoever caused the change has run; he may be waiting for a CPU.
+                Some(Errno::AGAIN) if turn <= AGAIN_MAX => Err(Errno::AGAIN),
+                // Or it has some reason of its own not to move this page.
+                Some(Errno::AGAIN) => self.bring_back_page(page, from + done, Errno::BUSY),
+                Some(errno) => self.bring_back_page(page, from + done, errno),
+            };
+            match result {
+                Ok(()) => (done, turn) = (done + page.len(), 0),
+                Err(Errno::AGAIN) if !deadline.passed() => self.adopted.give_way(&mut turn),
+                Err(_) => {
+                    self.space.stats.restores_failed.one();
+                    (done, turn) = (done + page.len(), 0);
                 }
             }
         }
