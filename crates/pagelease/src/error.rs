@@ -14,7 +14,7 @@ use crate::backend::BackendKind;
 pub enum SpaceError {
     /// Userfaultfd was refused, or lacks a feature.
     #[error("{0}; {remedy}", remedy = userfaultfd_remedy(.0))]
-    Userfaultfd(#[from] OpenError),
+    Userfaultfd(OpenError),
     /// `membarrier` was refused.
     #[error("membarrier (private expedited) is refused: {0}; Linux 4.14 has it, a seccomp filter may forbid it")]
     Membarrier(Errno),
@@ -104,7 +104,7 @@ pub enum AdoptError {
     },
     /// Userfaultfd was refused, or lacks `UFFDIO_MOVE` (Linux 6.8) or its events.
     #[error("adopting memory: {0}; Linux 6.8 has what it takes; before, use Space::allocate")]
-    Userfaultfd(#[from] OpenError),
+    Userfaultfd(OpenError),
     /// In a simulated space.
     #[error("a simulated space has no addresses to adopt; use Space::allocate")]
     Simulated,
@@ -125,6 +125,19 @@ pub enum AdoptError {
     /// Called in a child of fork.
     #[error("this process is a forked child: the runtime is its parent's; make a space of its own after exec")]
     Forked,
+}
+
+// Not `#[from]`, which would make it the source as well: whoever prints an error with its sources would print it twice.
+impl From<OpenError> for SpaceError {
+    fn from(error: OpenError) -> Self {
+        Self::Userfaultfd(error)
+    }
+}
+
+impl From<OpenError> for AdoptError {
+    fn from(error: OpenError) -> Self {
+        Self::Userfaultfd(error)
+    }
 }
 
 fn userfaultfd_remedy(error: &OpenError) -> &'static str {

@@ -17,6 +17,7 @@ use pagelease::{
     RegionError, Space, SpaceBuilder, SpaceError,
 };
 
+use support::private::{Memory, adopting};
 use support::{End, MODES, PLAIN, at, fork, in_child, one, open, page, pages, wait_until, watchdog};
 
 mod support;
@@ -384,27 +385,27 @@ fn out_of_threads() {
 
 // Calls that the kernel refuses.
 
-/// Makes system call `number` fail with `errno` in this thread and the threads it starts: always, or if its third argument
-/// is `third`. `None` if the machine has no such filters.
+/// Makes system call `number` fail with `errno` in this thread and the threads it starts: always, or if
+/// its argument of the number and value `only` is that. `None` if the machine has no such filters.
 #[expect(clippy::cast_possible_truncation, reason = "libc's types of these codes are wider than the filter's")]
-fn refuse(number: libc::c_long, third: Option<u32>, errno: i32) -> Option<()> {
+fn refuse(number: libc::c_long, only: Option<(u32, u32)>, errno: i32) -> Option<()> {
     const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
     const IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
     const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
     // `struct seccomp_data`: the number at 0, the arguments, eight bytes each, from 16 on.
     const NUMBER: u32 = 0;
-    const THIRD: u32 = 32;
+    const ARGUMENTS: u32 = 16;
     let line = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
     let refusal = line(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | errno.cast_unsigned());
     let allowed = line(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW);
     let number = u32::try_from(number).expect("a small number");
-    let mut filter = match third {
+    let mut filter = match only {
         None => vec![line(LOAD, 0, 0, NUMBER), line(IF_EQUAL, 0, 1, number), refusal, allowed],
-        Some(third) => vec![
+        Some((argument, value)) => vec![
             line(LOAD, 0, 0, NUMBER),
             line(IF_EQUAL, 0, 3, number),
-            line(LOAD, 0, 0, THIRD),
-            line(IF_EQUAL, 0, 1, third),
+            line(LOAD, 0, 0, ARGUMENTS + 8 * argument),
+            line(IF_EQUAL, 0, 1, value),
             refusal,
             allowed,
         ],
@@ -444,7 +445,9 @@ fn userfaultfd_is_refused() {
         for faults in MODES {
             let error = Space::builder().faults(faults).build().err().unwrap();
             assert!(matches!(error, SpaceError::Userfaultfd(_)), "{error}");
-            says(error, &["/dev/userfaultfd", "UFFD_USER_MODE_ONLY", "pagelease doctor"]);
+            says(&error, &["/dev/userfaultfd", "UFFD_USER_MODE_ONLY", "pagelease doctor"]);
+            // All is said: whoever prints the sources as well prints nothing twice.
+            assert!(std::error::Error::source(&error).is_none(), "{error}");
         }
         Space::builder().simulated().build().unwrap();
     });
@@ -459,6 +462,31 @@ fn membarrier_is_refused() {
         let error = Space::builder().build().err().unwrap();
         assert!(matches!(error, SpaceError::Membarrier(_)), "{error}");
         says(error, &["membarrier", "seccomp"]);
+    });
+}
+
+/// An attach that fails for want of memory, at its last step, leaves nothing behind.
+#[test]
+fn no_memory_for_a_view() {
+    in_child("no_memory_for_a_view", || {
+        let Some(space) = adopting(Space::builder()) else { return };
+        let memory = Memory::pages(1);
+        let region = memory.adopt(&space);
+        let device = space.register(PLAIN).unwrap();
+        // Of the mappings that it makes, the last is the only one of a page. More often than there may be views.
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                if refuse(libc::SYS_mmap, Some((1, 4096)), libc::ENOMEM).is_none() {
+                    return;
+                }
+                for _ in 0..1100 {
+                    let error = region.attach(&device).map(drop).unwrap_err();
+                    assert!(matches!(error, AttachError::System { .. }), "{error}");
+                }
+            });
+        });
+        let view = region.attach(&device).unwrap();
+        view.claim(one(0), Access::Exclusive).unwrap().end().unwrap();
     });
 }
 
@@ -477,7 +505,7 @@ fn no_memory_for_pages_never_touched() {
                     a.words(page(1))[0].store(5, SeqCst);
                     b.claim(pages(3, 4), Access::Exclusive).unwrap().end().unwrap();
                     let joined = b.claim(pages(3, 4), Access::Exclusive).unwrap();
-                    if refuse(libc::SYS_madvise, Some(23), libc::ENOMEM).is_none() {
+                    if refuse(libc::SYS_madvise, Some((2, 23)), libc::ENOMEM).is_none() {
                         return;
                     }
                     let error = b.claim(pages(1, 6), Access::Exclusive).err().unwrap();
@@ -506,7 +534,7 @@ fn the_cpu_view_cannot_be_revoked() {
         let view = region.attach(&device).unwrap();
         at(&region, 0, 0).store(1, SeqCst);
         let dont_need = libc::MADV_DONTNEED.cast_unsigned();
-        let refused = refuse(libc::SYS_madvise, Some(dont_need), libc::EINVAL)
+        let refused = refuse(libc::SYS_madvise, Some((2, dont_need)), libc::EINVAL)
             .and_then(|()| refuse(libc::SYS_process_madvise, None, libc::EINVAL));
         if refused.is_none() {
             return;
