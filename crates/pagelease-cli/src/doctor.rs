@@ -3,7 +3,7 @@
 //! It tries things out (a page is revoked, touched, served, in both ways) instead of reading version numbers. The exit
 //! status is 0 when pagelease can do its main job here, in one of its two modes, and 1 otherwise. With `--pid`, it also
 //! looks at the threads of that process, which is the application that matters: in-thread mode kills a thread that
-//! touches a device's page while it blocks SIGBUS.
+//! touches a device's page while it blocks SIGBUS, or SIGSEGV with the `mprotect` backend.
 //!
 //! # JSON
 //!
@@ -21,6 +21,7 @@
 //!     "transparent": "madvise", "shmem": "never", "pools": [ { "page_kib": 2048, "pages": 0, "free": 0 } ]
 //!   },
 //!   "threads_blocking_sigbus": { "pid": 4711, "threads": [ { "tid": 4712, "name": "reaper" } ] },
+//!   "threads_blocking_sigsegv": { "pid": 4711, "threads": [] },
 //!   "checks": [
 //!     { "section": "tried", "name": "monitor", "ok": true, "needed": true, "found": "a touch is served in 12.3 us",
 //!       "remedy": null }
@@ -50,7 +51,7 @@ pub(crate) struct Args {
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
-    /// Look at the threads of this process, rather than the doctor's own, for any that block SIGBUS
+    /// Look at the threads of this process, rather than the doctor's own, for any that block SIGBUS or SIGSEGV
     #[arg(long, value_name = "PID")]
     pid: Option<u32>,
 }
@@ -77,6 +78,7 @@ struct Report {
     userfaultfd: Userfaultfd,
     huge_pages: machine::HugePages,
     threads_blocking_sigbus: Threads,
+    threads_blocking_sigsegv: Threads,
     checks: Vec<Check>,
     modes: Vec<Mode>,
     ready: bool,

@@ -29,7 +29,7 @@ pub(super) fn examine(pid: Option<u32>) -> Report {
     let privilege = Privilege::read();
     let huge_pages = HugePages::read();
     // Before any trial starts a thread.
-    let threads = threads(pid);
+    let [bus, segv] = [Signal::BUS, Signal::SEGV].map(|signal| threads(pid, signal));
 
     let mut list = List(Vec::new());
     list.userfaultfd(&attempts, in_force, &privilege);
@@ -37,7 +37,8 @@ pub(super) fn examine(pid: Option<u32>) -> Report {
     let base = list.kernel();
     list.huge_pages(&huge_pages);
     list.devices();
-    list.threads(&threads, pid.is_none());
+    list.threads("SIGBUS", "in-thread mode", &bus, pid.is_none());
+    list.threads("SIGSEGV", "the mprotect backend", &segv, pid.is_none());
 
     Report {
         kernel: machine::kernel_release(),
@@ -51,7 +52,8 @@ pub(super) fn examine(pid: Option<u32>) -> Report {
         modes: modes(in_force, &tried),
         privilege,
         huge_pages,
-        threads_blocking_sigbus: threads,
+        threads_blocking_sigbus: bus,
+        threads_blocking_sigsegv: segv,
         checks: list.0,
     }
 }
@@ -310,7 +312,7 @@ impl List {
         }
     }
 
-    fn threads(&mut self, threads: &Threads, own: bool) {
+    fn threads(&mut self, signal: &'static str, killer: &str, threads: &Threads, own: bool) {
         let whose = if own {
             "of the doctor itself; look at an application's with --pid".to_owned()
         } else {
@@ -323,19 +325,19 @@ impl List {
                 let names: Vec<String> =
                     some.iter().map(|thread| format!("{} ({})", thread.tid, thread.name)).collect();
                 format!(
-                    "blocked by threads {whose}: {}; in-thread mode kills them when they touch a device's page",
+                    "blocked by threads {whose}: {}; {killer} kills them when they touch a device's page",
                     names.join(", ")
                 )
             }
         };
         let ok = threads.threads.as_ref().is_some_and(Vec::is_empty);
-        self.add("threads", "SIGBUS", ok, found);
+        self.add("threads", signal, ok, found);
     }
 }
 
-fn threads(pid: Option<u32>) -> Threads {
+fn threads(pid: Option<u32>, signal: Signal) -> Threads {
     let pid = pid.unwrap_or_else(std::process::id);
-    let found = thread::threads_blocking_in(pid, Signal::BUS.as_raw()).ok();
+    let found = thread::threads_blocking_in(pid, signal.as_raw()).ok();
     Threads {
         pid,
         threads: found.map(|found| {
