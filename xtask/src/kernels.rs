@@ -14,6 +14,7 @@ use packages::Packages;
 use programs::Built;
 use table::Row;
 
+mod compare;
 mod entries;
 mod guest;
 mod initramfs;
@@ -82,16 +83,22 @@ pub(crate) struct Options {
     kernels: Vec<Kernel>,
     /// For `conformance`, which is then all that runs.
     arguments: Option<Vec<String>>,
+    /// Whose own device-exclusive memory the runtime is to be compared with; then nothing else runs.
+    compare: Option<Kernel>,
 }
 
 impl Options {
     /// On bad input, says what is bad.
     pub(crate) fn parse(mut words: impl Iterator<Item = String>) -> Result<Self, String> {
-        let mut options = Self { kernels: Vec::new(), arguments: None };
+        let mut options = Self { kernels: Vec::new(), arguments: None, compare: None };
         while let Some(word) = words.next() {
             if word == "--" {
                 options.arguments = Some(words.collect());
                 break;
+            }
+            if let Some(image) = compare::option(&word, &mut words)? {
+                options.compare = Some(image);
+                continue;
             }
             let kernel = match word.strip_prefix("--kernel") {
                 Some("") => words.next().ok_or("--kernel needs a series or a file")?,
@@ -99,6 +106,9 @@ impl Options {
                 _ => return Err(format!("{word}: no such option; what the tests shall be given comes after --")),
             };
             options.kernels.push(Kernel::parse(&kernel)?);
+        }
+        if options.compare.is_some() && (options.arguments.is_some() || !options.kernels.is_empty()) {
+            return Err("--compare takes a kernel of its own, and runs nothing else".to_owned());
         }
         if options.kernels.is_empty() {
             options.kernels = SERIES.iter().map(|(series, _)| Kernel::Series((*series).to_owned())).collect();
@@ -116,6 +126,9 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     fs::create_dir_all(&folder).with_context(|| format!("{} cannot be made", folder.display()))?;
     // First what may not be there.
     guest::prepared()?;
+    if let Some(kernel) = &options.compare {
+        return compare::run(root, &folder, kernel);
+    }
     let mut absent = Vec::new();
     let images = images(&options.kernels, &folder, &mut absent)?;
     if images.is_empty() {
@@ -256,6 +269,7 @@ mod tests {
         let options = parse(&["--kernel", "6.1", "--kernel=7.2", "--", "--exact", "a"]).expect("fine");
         assert_eq!(options.kernels, ["6.1", "7.2"].map(|series| Kernel::Series(series.to_owned())));
         assert_eq!(options.arguments, Some(vec!["--exact".to_owned(), "a".to_owned()]));
+        assert_eq!(options.compare, None);
     }
 
     #[test]
@@ -266,6 +280,10 @@ mod tests {
             (vec!["--kernel=/dev/null"], "not a bzImage"),
             (vec!["--kernels", "6.1"], "--kernels: no such option"),
             (vec!["a_test"], "comes after --"),
+            (vec!["--compare"], "--compare needs a kernel's image"),
+            (vec!["--compare", "7.3"], "--compare 7.3: not an image"),
+            (vec!["--compare=/dev/null"], "not a bzImage"),
+            (vec!["--compared", "7.3"], "--compared: no such option"),
         ] {
             let error = parse(&words).expect_err("bad");
             assert!(error.contains(named), "{error}");

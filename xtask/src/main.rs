@@ -12,13 +12,16 @@ mod kernels;
 const USAGE: &str = "\
 Usage: cargo xtask test
        cargo xtask kernels [--kernel 6.1|6.12|7.3|SERIES|PATH]... [-- ARGUMENTS]
+       cargo xtask kernels --compare IMAGE
 
   test      every test: unit, property, conformance, failure and stress tests on real memory; the lab's whole table; the
             examples in the documentation; then the shipped engine under schedule exploration, its mutants, and histories
             of the lab that it must follow
   kernels   conformance and stress tests, the doctor and the histogram on Debian's kernels (the newest packages of these
             series; or any x86-64 bzImage), in an emulated machine. With ARGUMENTS, only the conformance tests, with these
-            (a test's name, for one), and all they print. Needs Debian's apt, qemu-system-x86, seabios and busybox-static
+            (a test's name, for one), and all they print. Needs Debian's apt, qemu-system-x86, seabios and busybox-static.
+            --compare: no tests, but `pagelease bench kernel` on this kernel, a bzImage with CONFIG_TEST_HMM: claims and
+            touches beside those of its own device-exclusive memory, on a clock that counts instructions
 
 Exits with 0 if everything passed, 1 if something failed, 2 on bad input; kernels with 3 if what it needs is not to be had.";
 

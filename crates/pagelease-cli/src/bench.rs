@@ -24,6 +24,7 @@
 //! | `huge` | the same for whole huge pages; and how much faster is that than small ones? |
 //! | `fork` | what does managed memory cost a program that forks? |
 //! | `kvm` | what does a virtual processor cost as a device? |
+//! | `kernel` | how does it compare with the kernel's own device-exclusive memory? |
 //!
 //! # JSON
 //!
@@ -49,6 +50,7 @@ mod figure;
 mod fork;
 mod handoff;
 mod huge;
+mod kernel;
 #[cfg(target_arch = "x86_64")]
 mod kvm;
 mod managed;
@@ -119,6 +121,8 @@ enum Bench {
     /// A vCPU's update loop and faults, against the host's loop and a bare handler
     #[cfg(target_arch = "x86_64")]
     Kvm,
+    /// Claims and touches, against those of the kernel's own device-exclusive memory
+    Kernel,
 }
 
 /// What each bench is given.
@@ -152,6 +156,7 @@ impl Bench {
             Self::Fork => fork::run(setup),
             #[cfg(target_arch = "x86_64")]
             Self::Kvm => kvm::run(setup),
+            Self::Kernel => kernel::run(setup),
         }
     }
 
@@ -176,6 +181,7 @@ impl Bench {
             Self::Fork => "fork",
             #[cfg(target_arch = "x86_64")]
             Self::Kvm => "kvm",
+            Self::Kernel => "kernel",
         }
     }
 
@@ -191,7 +197,9 @@ impl Bench {
 ///
 /// When something could not be measured. A goal that was missed is no error.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let setup = Setup { cpus: Cpus::take()?, quick: args.quick };
+    // The one bench that does with one CPU, since where it belongs there is no more.
+    let cpus = if args.benches == [Bench::Kernel] { Cpus::take_one()? } else { Cpus::take()? };
+    let setup = Setup { cpus, quick: args.quick };
     if let Some(side) = args.fork_side {
         return fork::serve(side, &setup);
     }

@@ -13,6 +13,7 @@
 //! | [`futex`] | waiting on a 32-bit word, waking its waiters |
 //! | [`thread`] | thread ids, stacks, the monotonic clock, signal masks |
 //! | [`signal`] | one handler a process of SIGBUS and SIGSEGV, chaining to the one before it |
+//! | [`dmirror`] | the kernel's own device-exclusive memory, by way of its test driver: to compare with |
 //! | [`mod@fork`] | am I a forked child? answered by one load; what to do before and after a fork |
 //!
 //! # What a signal handler may call
@@ -30,6 +31,7 @@
 compile_error!("pagelease runs on Linux, on x86-64 and aarch64");
 
 pub mod barrier;
+pub mod dmirror;
 pub mod event;
 pub mod file;
 pub mod fork;

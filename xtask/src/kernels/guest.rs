@@ -24,7 +24,6 @@ const TOOLS: [&str; 10] = ["sh", "cat", "env", "mkdir", "mkfifo", "mount", "powe
 const BOOT: Duration = Duration::from_secs(120);
 
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
-#[allow(dead_code, reason = "comparisons of costs count instructions; tests do not")]
 pub(crate) enum Clock {
     /// Two CPUs that run at the same time, as fast as they can. What takes how long in the guest says little.
     Tcg,

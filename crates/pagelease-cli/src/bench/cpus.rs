@@ -38,6 +38,14 @@ impl Cpus {
         Ok(Self { here, there })
     }
 
+    /// One CPU for both sides; pins the calling thread to it.
+    pub(super) fn take_one() -> Result<Self> {
+        let allowed = sched_getaffinity(None).context("sched_getaffinity")?;
+        let here = (0..CpuSet::MAX_CPU).find(|&cpu| allowed.is_set(cpu)).context("this process may use no CPU")?;
+        pin(None, here)?;
+        Ok(Self { here, there: here })
+    }
+
     /// Calls `work` with the calling thread free to run on either: a program that it starts inherits that, and takes the same.
     pub(super) fn with_both<R>(self, work: impl FnOnce() -> Result<R>) -> Result<R> {
         let mut both = CpuSet::new();

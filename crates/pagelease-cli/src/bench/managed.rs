@@ -62,8 +62,19 @@ impl Managed {
 
     /// The same on the `mprotect` backend.
     pub(super) fn mprotect_beside_bare(count: usize, service_cpu: usize) -> Result<(Self, Bare)> {
-        let space = Space::builder().faults(Faults::InThread).backend(BackendKind::Mprotect).build()?;
-        Self::in_space(space, count, Some(service_cpu), SoftwareConfig::default())?.and_bare(count, Trap::None)
+        Self::untouched_on(BackendKind::Mprotect, count, service_cpu)?.and_bare(count, Trap::None)
+    }
+
+    /// As [`Managed::new`], on this backend, served in the touching thread.
+    pub(super) fn on(backend: BackendKind, count: usize, service_cpu: usize) -> Result<Self> {
+        let managed = Self::untouched_on(backend, count, service_cpu)?;
+        managed.populate(0, count)?;
+        Ok(managed)
+    }
+
+    fn untouched_on(backend: BackendKind, count: usize, service_cpu: usize) -> Result<Self> {
+        let space = Space::builder().faults(Faults::InThread).backend(backend).build()?;
+        Self::in_space(space, count, Some(service_cpu), SoftwareConfig::default())
     }
 
     fn and_bare(self, count: usize, trap: Trap) -> Result<(Self, Bare)> {
