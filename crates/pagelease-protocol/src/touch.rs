@@ -36,7 +36,8 @@ pub enum Service {
 
 /// What a CPU access (`write`: or it may be one) does with a page whose word is `word`.
 #[must_use]
-#[inline]
+// The compiler does not think it worth it; every page that a touch brings along goes through here.
+#[inline(always)]
 pub fn step(word: PageWord, write: bool) -> TouchStep {
     word.assert_valid();
     if word.busy() {

@@ -24,6 +24,7 @@ use core::time::Duration;
 use pagelease_protocol::claim::{self as step, ClaimStep};
 use pagelease_protocol::{Access, Cause, Obstacle, Origin, OwnerId, PageIndex, PageRange, PageWord, Token, hold};
 
+use crate::alike::Alike;
 use crate::backend::{Refusal, Refused};
 use crate::device::Grant;
 use crate::error::ClaimError;
@@ -104,6 +105,45 @@ impl<'a> Cursor<'a> {
     }
 }
 
+/// What a page's word is made of by a claim that takes it, and what is owed for it then.
+#[derive(Copy, Clone)]
+struct Taking {
+    from: PageWord,
+    to: PageWord,
+    /// Made busy; otherwise the device has it, and is given one more hold.
+    is_taken: bool,
+    owned: bool,
+    unpopulated: bool,
+    revoke: bool,
+}
+
+impl Taking {
+    /// Changes the word of `page`, and notes it; unless the word has changed meanwhile.
+    #[inline]
+    fn take(self, page: PageIndex, cell: &Word, entries: &mut Writer<'_>) -> bool {
+        // The entry comes first: a touch that interrupts right behind the swap must find the generation.
+        entries.push(Entry { page, generation: self.from.generation(), taken: self.is_taken });
+        let taken = cell.swap_if(self.from.bits(), self.to.bits()).is_ok();
+        if !taken {
+            entries.pop();
+        }
+        taken
+    }
+
+    /// The same with the pages from `first` on that have this very word, which pages in a row mostly do; how many.
+    #[inline(never)]
+    fn take_alike(self, first: PageIndex, cells: &[Word], entries: &mut Writer<'_>) -> u32 {
+        let mut page = first;
+        for cell in cells {
+            if cell.load() != self.from.bits() || !self.take(page, cell, entries) {
+                break;
+            }
+            page.0 += 1;
+        }
+        page.0 - first.0
+    }
+}
+
 /// What `take` found of the pages it made busy: spares the later steps a walk that would find nothing.
 #[derive(Copy, Clone, Debug, Default)]
 struct Taken {
@@ -160,6 +200,7 @@ pub(crate) fn claim(
         token: space.next_token(),
         all,
         carries,
+        learns: region.history.is_kept(),
         shared: (PageIndex(0), 0),
     };
     let mut lease = Lease::new(view.clone(), all);
@@ -198,6 +239,8 @@ struct Claim<'a> {
     all: PageRange,
     /// See [`crate::backend::Backend::carries`].
     carries: bool,
+    /// Whether the region keeps a history of its pages.
+    learns: bool,
     /// The page that was last found shared, and how often.
     shared: (PageIndex, u32),
 }
@@ -320,7 +363,7 @@ impl<'a> Claim<'a> {
         (taken, None)
     }
 
-    /// The inner loop of a claim: one compare-and-swap a page.
+    /// Makes busy what it can of `range`, one compare-and-swap a page. What is in the way of the first page that it leaves.
     fn take_range(
         &self,
         range: PageRange,
@@ -330,41 +373,53 @@ impl<'a> Claim<'a> {
         taken: &mut Taken,
     ) -> Option<Blocked> {
         entries.mark();
-        let words = &self.region.words[range.start() as usize..range.end() as usize];
-        let learns = self.region.history.is_kept();
-        for (page, cell) in range.iter().zip(words) {
-            if entries.is_full() {
-                return None;
+        let cells = &self.region.words[range.start() as usize..range.end() as usize];
+        let cells = &cells[..cells.len().min(entries.room())];
+        let mut page = PageIndex(range.start());
+        while let [cell, behind @ ..] = &cells[(page.0 - range.start()) as usize..] {
+            let word = PageWord::from_bits(cell.load());
+            let taking = match self.taking(word, ticket) {
+                Ok(taking) => taking,
+                Err(obstacle) => return Some(Blocked { page, why: Blocker::Obstacle(obstacle) }),
+            };
+            let back_lately = recent.filter(|_| word.owner().is_none());
+            if let Some(now_ns) = back_lately
+                && let fought_over_ns = self.region.thrash.minimum_ns(page, now_ns)
+                && let wait_ns @ 1.. = self.region.residency.wait_ns(page, now_ns, fought_over_ns)
+            {
+                return Some(Blocked { page, why: Blocker::Resident { wait_ns } });
             }
-            loop {
-                let word = PageWord::from_bits(cell.load());
-                let (next, is_taken) = match self.step(word) {
-                    ClaimStep::Join(next) => (next, false),
-                    ClaimStep::Take(next) => (next.signed(ticket), true),
-                    ClaimStep::Wait(obstacle) => return Some(Blocked { page, why: Blocker::Obstacle(obstacle) }),
-                };
-                if let Some(now_ns) = recent
-                    && word.owner().is_none()
-                    && let fought_over_ns = self.region.thrash.minimum_ns(page, now_ns)
-                    && let wait_ns @ 1.. = self.region.residency.wait_ns(page, now_ns, fought_over_ns)
-                {
-                    return Some(Blocked { page, why: Blocker::Resident { wait_ns } });
-                }
-                // The entry comes first: a touch that interrupts right behind the swap must find the generation.
-                entries.push(Entry { page, generation: word.generation(), taken: is_taken });
-                if cell.swap_if(word.bits(), next.bits()).is_ok() {
-                    if is_taken {
-                        taken.add(page, word, self.device, self.must_revoke(word));
-                    }
-                    if learns {
-                        self.learn(page, is_taken, recent);
-                    }
-                    break;
-                }
-                entries.pop();
+            if !taking.take(page, cell, entries) {
+                continue;
             }
+            let mut count = 1;
+            if self.learns {
+                self.learn(page, taking.is_taken, recent);
+            } else if back_lately.is_none() {
+                // There is nothing to look up for those behind it that have the same word.
+                count += taking.take_alike(PageIndex(page.0 + 1), behind, entries);
+            }
+            taken.add(page, count, taking);
+            page.0 += count;
         }
         None
+    }
+
+    /// What a claim does with a page whose word is `word`.
+    fn taking(&self, word: PageWord, ticket: u16) -> Result<Taking, Obstacle> {
+        let (to, is_taken) = match self.step(word) {
+            ClaimStep::Join(next) => (next, false),
+            ClaimStep::Take(next) => (next.signed(ticket), true),
+            ClaimStep::Wait(obstacle) => return Err(obstacle),
+        };
+        Ok(Taking {
+            from: word,
+            to,
+            is_taken,
+            owned: step::previous_owner(word, self.device).is_some(),
+            unpopulated: !word.populated(),
+            revoke: self.must_revoke(word),
+        })
     }
 
     /// What the page's history and a fight over it become by this claim.
@@ -478,11 +533,17 @@ impl<'a> Claim<'a> {
         if taken.count != 0 {
             let words = &self.region.words[..];
             let ticket = record.id();
+            let mut alike = Alike::default();
             for entry in record.entries().filter(|entry| entry.taken) {
+                let cell = &words[entry.page.as_usize()];
+                if alike.again(cell, entry.generation) {
+                    continue;
+                }
                 // A page that the claiming thread itself has touched since the commit point is not ours any more.
-                self.put(&words[entry.page.as_usize()], ticket, entry, |word| {
-                    step::commit(word, self.device, self.access)
-                });
+                let put = self.put(cell, ticket, entry, |word| step::commit(word, self.device, self.access));
+                if let Some((from, to)) = put {
+                    alike.note(entry.generation, from, to);
+                }
             }
         }
         let stats = &self.region.space.stats;
@@ -491,22 +552,27 @@ impl<'a> Claim<'a> {
         stats.claims_already_held.add(record.len() as u64 - u64::from(taken.count));
     }
 
-    /// Puts what `step` makes of a page that this claim has busy; nothing if it has it no more.
-    #[inline]
-    fn put(&self, cell: &Word, ticket: u16, entry: Entry, step: impl Fn(PageWord) -> PageWord) {
+    /// Puts what `step` makes of a page that this claim has busy; nothing if it has it no more. The word before, and behind it.
+    fn put(
+        &self,
+        cell: &Word,
+        ticket: u16,
+        entry: Entry,
+        step: impl Fn(PageWord) -> PageWord,
+    ) -> Option<(PageWord, PageWord)> {
         loop {
             let word = given_back(cell);
             if word.ticket() != Some(ticket) {
-                return;
+                return None;
             }
             let next = step(word.unsigned(entry.generation));
             if mutant::active(Mutant::ReleaseBeforeWord) {
                 mutant::release_before_word(self.region, entry.page, word, next);
-                return;
+                return None;
             }
             if cell.swap_if(word.bits(), next.bits()).is_ok() {
                 self.region.settle(entry.page, word, next);
-                return;
+                return Some((word, next));
             }
         }
     }
@@ -528,7 +594,7 @@ impl<'a> Claim<'a> {
                 let cell = &self.region.words[entry.page.as_usize()];
                 self.put(cell, record.id(), entry, |word| step::undo(word, populated));
             } else {
-                crate::lease::end_hold(self.region, self.device, entry);
+                crate::lease::end_hold(self.region, self.device, entry, &mut Alike::default());
             }
         }
         debug_assert!(taken.count as usize <= record.len());
@@ -596,16 +662,20 @@ fn given_back(cell: &Word) -> PageWord {
 }
 
 impl Taken {
-    fn add(&mut self, page: PageIndex, word: PageWord, device: OwnerId, revoke: bool) {
-        self.count += 1;
-        self.owned |= step::previous_owner(word, device).is_some();
-        self.unpopulated |= !word.populated();
-        if revoke {
+    /// `count` pages from `first` on.
+    fn add(&mut self, first: PageIndex, count: u32, taking: Taking) {
+        if !taking.is_taken {
+            return;
+        }
+        self.count += count;
+        self.owned |= taking.owned;
+        self.unpopulated |= taking.unpopulated;
+        if taking.revoke {
             if self.revoke == 0 {
-                self.revoke_from = page.0;
+                self.revoke_from = first.0;
             }
-            self.revoke += 1;
-            self.revoke_to = page.0 + 1;
+            self.revoke += count;
+            self.revoke_to = first.0 + count;
         }
     }
 }

@@ -15,7 +15,7 @@ use core::cell::Cell;
 
 use pagelease_protocol::{Cause, Origin, OwnerId, PageRange, PageWord};
 
-use crate::device::{Invalidation, Loss};
+use crate::device::{DeviceCore, Invalidation, Loss};
 use crate::guard;
 use crate::mutant::{self, Mutant};
 use crate::records::{Begun, SERVICE_TICKET};
@@ -43,8 +43,42 @@ pub(crate) fn invalidate(
     if !pages.iter().any(|page| may_have(region.word(page))) {
         space.stats.invalidations_spurious.one();
     }
+    if space.records.any_in_flight() {
+        return heard(region, device, pages, cause, origin, toucher);
+    }
+    stop(region, device, pages, cause, origin, toucher)
+}
+
+/// As [`stop`], and every subscription that it concerns hears of it.
+#[inline(never)]
+fn heard(
+    region: &RegionCore,
+    device: &DeviceCore,
+    pages: PageRange,
+    cause: Cause,
+    origin: Origin,
+    toucher: Who,
+) -> bool {
+    let records = &region.space.records;
     let mut begun = Begun::NONE;
-    let heard = space.records.begin(&mut begun, region.id.0, pages, cause, origin);
+    let heard = records.begin(&mut begun, region.id.0, pages, cause, origin);
+    let in_use = stop(region, device, pages, cause, origin, toucher);
+    if heard {
+        records.end(&begun);
+    }
+    in_use
+}
+
+/// The device stops using `pages`. Whether it says that it was using them.
+fn stop(
+    region: &RegionCore,
+    device: &DeviceCore,
+    pages: PageRange,
+    cause: Cause,
+    origin: Origin,
+    toucher: Who,
+) -> bool {
+    let space = &region.space;
     let invalidation = Invalidation {
         region: region.id,
         pages,
@@ -68,7 +102,7 @@ pub(crate) fn invalidate(
             Ok(()) => break,
             Err(stuck) => {
                 device.lose(region.id, stuck.page, Loss::Stuck);
-                region.cover(owner, stuck.page);
+                region.cover(device.id, stuck.page);
                 invalidation.given_up.set(stuck.page.0 + 1);
                 invalidation.note_wait(&space.stats);
             }
@@ -76,8 +110,5 @@ pub(crate) fn invalidate(
     }
     drop(unblock);
     invalidation.note_wait(&space.stats);
-    if heard {
-        space.records.end(&begun);
-    }
     invalidation.in_use.get()
 }

@@ -11,6 +11,7 @@ use pagelease_protocol::hold::{self, Release};
 use pagelease_protocol::{OwnerId, PageIndex, PageRange, PageWord};
 use pagelease_sys::fork;
 
+use crate::alike::Alike;
 use crate::error::LeaseBroken;
 use crate::mutant::{self, Mutant};
 use crate::records::{Entry, Phase, Record};
@@ -113,7 +114,8 @@ impl Lease {
         let region = &*self.view.region;
         let owner = self.view.device.id;
         let operation = region.enter();
-        let result = self.broken(|entry| end_hold(region, owner, entry));
+        let mut alike = Alike::default();
+        let result = self.broken(|entry| end_hold(region, owner, entry, &mut alike));
         let chosen: Option<fn(&RegionCore, PageIndex) -> bool> = match policy {
             RestorePolicy::Lazy => None,
             RestorePolicy::Eager => Some(|_, _| true),
@@ -154,9 +156,15 @@ impl RegionCore {
     }
 }
 
-/// Ends one hold on the page of `entry`; whether it was live. Hands the page to a touch that waits for it.
+/// Ends one hold on the page of `entry`; whether it was live. Hands the page to a touch that waits for it. `alike`: what became
+/// of the page before.
 #[inline]
-pub(crate) fn end_hold(region: &RegionCore, owner: OwnerId, entry: Entry) -> bool {
+pub(crate) fn end_hold(region: &RegionCore, owner: OwnerId, entry: Entry, alike: &mut Alike) -> bool {
+    alike.again(&region.words[entry.page.as_usize()], entry.generation) || end_hold_of(region, owner, entry, alike)
+}
+
+#[inline(never)]
+fn end_hold_of(region: &RegionCore, owner: OwnerId, entry: Entry, alike: &mut Alike) -> bool {
     let mut turn = 0;
     loop {
         let word = region.word(entry.page);
@@ -170,6 +178,7 @@ pub(crate) fn end_hold(region: &RegionCore, owner: OwnerId, entry: Entry) -> boo
             Release::Ended(next) => {
                 if region.swap(entry.page, word, next) {
                     region.settle(entry.page, word, next);
+                    alike.note(generation, word, next);
                     return true;
                 }
             }

@@ -77,6 +77,7 @@
 
 mod adopt;
 mod adopted;
+mod alike;
 mod allocate;
 mod backend;
 mod changes;

@@ -225,11 +225,17 @@ impl Records {
         self.live().filter(|record| record.thread() == thread).filter(holds).min_by_key(Record::token)
     }
 
+    /// Whether there is anybody at all who might want to hear of an invalidation. Signal-safe.
+    #[inline]
+    pub(crate) fn any_in_flight(&self) -> bool {
+        self.in_flight.load(Ordering::SeqCst) != 0
+    }
+
     /// An invalidation of `range` begins: every subscription it concerns hears of it, and is noted in `begun`. Signal-safe.
     ///
     /// `false` when there is nobody to tell, which costs one load.
     pub(crate) fn begin(&self, begun: &mut Begun, region: u32, range: PageRange, cause: Cause, origin: Origin) -> bool {
-        if self.in_flight.load(Ordering::SeqCst) == 0 {
+        if !self.any_in_flight() {
             return false;
         }
         for record in self.live() {
@@ -463,7 +469,13 @@ impl Writer<'_> {
 
     #[inline]
     pub(crate) fn is_full(&self) -> bool {
-        self.len as usize == self.entries.len()
+        self.room() == 0
+    }
+
+    /// How many more can be added.
+    #[inline]
+    pub(crate) fn room(&self) -> usize {
+        self.entries.len() - self.len as usize
     }
 
     /// Begins to count what is added.

@@ -78,10 +78,11 @@ impl Residency {
     /// down to one step. What a touch has just brought back keeps its place in the table, and the first pages of a run that
     /// is larger than the table theirs.
     fn given_back_at(&self, pages: PageRange, now_ns: u64) {
-        for page in pages.iter() {
+        // One page a slot: of more than there are slots, that which has its slot, or the first.
+        for page in pages.iter().take(SLOTS) {
             let before = self.slot(page).load(Ordering::Relaxed);
-            if is_of(before, page) {
-                self.keep(page, level(before).saturating_sub(1) << LEVEL_SHIFT | before & STOLEN, now_ns);
+            if let Some(known) = page_of(before).filter(|&known| pages.contains(known)) {
+                self.keep(known, level(before).saturating_sub(1) << LEVEL_SHIFT | before & STOLEN, now_ns);
             } else if before == 0 || age_ns(before, now_ns) >= self.step_ns << level(before) {
                 self.keep(page, 0, now_ns);
             }
@@ -122,6 +123,11 @@ impl Residency {
 
 fn level(state: u64) -> u64 {
     state >> LEVEL_SHIFT & 0b111
+}
+
+/// The page that a slot is about.
+fn page_of(state: u64) -> Option<PageIndex> {
+    (state != 0).then_some(PageIndex((state >> 32) as u32))
 }
 
 /// Whether a slot is about `page`.
@@ -202,6 +208,19 @@ mod tests {
         assert_eq!(residency.wait_ns(PAGE, (1 << 30) + STEP, 8 * STEP), 7 * STEP);
         assert_eq!(residency.wait_ns(PAGE, (1 << 30) + 8 * STEP, 8 * STEP), 0);
         assert_eq!(residency.wait_ns(PageIndex(8), 1 << 30, 8 * STEP), 0, "the CPU has had it for long");
+    }
+
+    #[test]
+    fn a_page_far_behind_in_a_large_run_keeps_its_slot() {
+        let residency = residency();
+        let far = PageIndex(3 * 256 + 7);
+        for turn in 0..2 {
+            residency.restored_at(far, (1 << 30) + turn * STEP);
+            residency.wait_ns(far, (1 << 30) + turn * STEP, 0);
+        }
+        residency.given_back_at(pages(0, 4 * 256), (1 << 30) + 2 * STEP);
+        assert_eq!(residency.wait_ns(far, (1 << 30) + 2 * STEP, 0), STEP, "half of two steps");
+        assert_eq!(residency.wait_ns(PAGE, (1 << 30) + 2 * STEP, 0), 0, "the slot is not its");
     }
 
     #[test]

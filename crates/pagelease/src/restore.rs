@@ -7,13 +7,14 @@
 use pagelease_protocol::touch::{self as step, Service, TouchStep};
 use pagelease_protocol::{Cause, Obstacle, Origin, OwnerId, PageIndex, PageRange, PageWord, hold};
 
+use crate::alike::Alike;
 use crate::backend::Mapped;
 use crate::invalidate::invalidate;
 use crate::lease;
 use crate::records::{Record, SERVICE_TICKET};
 use crate::region::RegionCore;
 use crate::sync::{Deadline, Waited, block_signals, now_ns, relax, tid};
-use crate::touch::{Toucher, Who, break_hold, break_overdue, map_for_cpu, own_record, single};
+use crate::touch::{Toucher, Who, break_hold, break_overdue, commit_all, map_for_cpu, own_record, single};
 
 /// The most pages that are busy at a time: their generations lie on the stack.
 const BATCH: usize = if cfg!(pagelease_shuttle) { 4 } else { 1024 };
@@ -92,8 +93,15 @@ fn batch(region: &RegionCore, at: &mut u32, end: u32, of: Of, cause: Cause) -> R
     let start = *at;
     let mut generations = [0; BATCH];
     let mut run_owner = None;
+    let mut alike = Alike::default();
+    let mut before = 0;
     while *at < end && ((*at - start) as usize) < BATCH {
         let page = PageIndex(*at);
+        if alike.again(&region.words[page.as_usize()], before) {
+            generations[(*at - start) as usize] = before;
+            *at += 1;
+            continue;
+        }
         let word = region.word(page);
         match step::step(word, true) {
             // Somebody else's by now.
@@ -101,7 +109,9 @@ fn batch(region: &RegionCore, at: &mut u32, end: u32, of: Of, cause: Cause) -> R
             TouchStep::Wait(obstacle) if run_owner.is_none() => return Err(obstacle),
             TouchStep::Take(next, Service::Restore(owner)) if run_owner.is_none_or(|run_owner| run_owner == owner) => {
                 if region.swap(page, word, next.signed(SERVICE_TICKET)) {
-                    generations[(*at - start) as usize] = word.generation();
+                    before = word.generation();
+                    generations[(*at - start) as usize] = before;
+                    alike.note(before, word, next.signed(SERVICE_TICKET));
                     run_owner = Some(owner);
                     *at += 1;
                 }
@@ -117,9 +127,7 @@ fn batch(region: &RegionCore, at: &mut u32, end: u32, of: Of, cause: Cause) -> R
         if cause != Cause::Release {
             region.residency.given_back(run);
         }
-        for (page, &generation) in run.iter().zip(&generations) {
-            region.update(page, |word| step::commit(word.unsigned(generation)));
-        }
+        commit_all(region, run, &generations);
         return Ok(run.len());
     }
     Ok(0)

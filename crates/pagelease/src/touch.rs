@@ -20,6 +20,7 @@ use pagelease_protocol::{Cause, Obstacle, Origin, OwnerId, PageIndex, PageRange,
 
 use pagelease_sys::Errno;
 
+use crate::alike::{self, Alike};
 use crate::backend::{MapOutcome, Mapped};
 use crate::invalidate::invalidate;
 use crate::mutant::{self, Mutant};
@@ -271,26 +272,51 @@ fn restore(region: &RegionCore, page: PageIndex, generation: u16, owner: OwnerId
     if let Some(whole) = region.backend.whole(page) {
         return restore_whole(region, page, generation, owner, toucher, whole);
     }
+    let stream = toucher.who.stream();
+    let window = stream.map_or(1, |stream| window(region, stream, page));
+    if window == 1 {
+        if let Some(stream) = stream {
+            region.sequence.touched(stream, page.0 + 1);
+        }
+        return restore_taken(region, page, single(page), owner, toucher, &[generation]);
+    }
+    restore_window(region, page, generation, owner, toucher, window)
+}
+
+/// As [`restore`], with up to `window` pages. Apart from it, since what it lays on the stack costs every touch.
+#[inline(never)]
+fn restore_window(
+    region: &RegionCore,
+    page: PageIndex,
+    generation: u16,
+    owner: OwnerId,
+    toucher: Toucher,
+    window: u32,
+) -> MapOutcome {
     let mut generations = [0; WINDOW_MAX];
     generations[0] = generation;
     let mut end = page.0 + 1;
+    while end < page.0 + window
+        && take_neighbour(region, PageIndex(end), owner, &mut generations[(end - page.0) as usize])
+    {
+        end += 1;
+    }
     if let Some(stream) = toucher.who.stream() {
-        if region.history.is_kept()
-            && let Some(passed) = region.sequence.passed(stream, page)
-        {
-            let walked = passed.iter().filter(|&page| region.word(page).owner().is_none());
-            walked.for_each(|page| region.history.touched(page));
-        }
-        let window = region.sequence.window(stream, page).min(region.pages - page.0);
-        while end < page.0 + window
-            && take_neighbour(region, PageIndex(end), owner, &mut generations[(end - page.0) as usize])
-        {
-            end += 1;
-        }
         region.sequence.touched(stream, end);
     }
     let pages = PageRange::new(page.0, end).expect("holds the page");
     restore_taken(region, page, pages, owner, toucher, &generations)
+}
+
+/// How many pages a touch of `page` in `stream` may bring, itself included.
+fn window(region: &RegionCore, stream: usize, page: PageIndex) -> u32 {
+    if region.history.is_kept()
+        && let Some(passed) = region.sequence.passed(stream, page)
+    {
+        let walked = passed.iter().filter(|&page| region.word(page).owner().is_none());
+        walked.for_each(|page| region.history.touched(page));
+    }
+    region.sequence.window(stream, page).min(region.pages - page.0)
 }
 
 /// As [`restore`], with all of `whole`, so that a huge page stays one; unless somebody has a part of it.
@@ -365,9 +391,18 @@ fn take_neighbour(region: &RegionCore, page: PageIndex, owner: OwnerId, generati
     of == owner && region.swap(page, word, next.signed(SERVICE_TICKET))
 }
 
-fn commit_all(region: &RegionCore, pages: PageRange, generations: &[u16]) {
+/// The CPU has `pages`, all taken `busy` at their `generations`.
+pub(crate) fn commit_all(region: &RegionCore, pages: PageRange, generations: &[u16]) {
+    if let [generation] = *generations {
+        region.update(PageIndex(pages.start()), |word| touch::commit(word.unsigned(generation)));
+        return;
+    }
+    let mut alike = Alike::default();
     for (page, &generation) in pages.iter().zip(generations) {
-        region.update(page, |word| touch::commit(word.unsigned(generation)));
+        if !alike.again(&region.words[page.as_usize()], generation) {
+            let (from, to) = region.update(page, |word| touch::commit(word.unsigned(generation)));
+            alike.note(generation, from, to);
+        }
     }
 }
 
@@ -455,7 +490,9 @@ fn serve_own_claim(region: &RegionCore, page: PageIndex, word: PageWord, record:
             region.space.stats.holds_broken_by_self.one();
             region.space.stats.restores.one();
         }
-        _ => region.update(page, |word| word.signed(record.id())),
+        _ => {
+            region.update(page, |word| word.signed(record.id()));
+        }
     }
     if heard {
         records.end(&begun);
@@ -516,14 +553,14 @@ pub(crate) fn break_hold(region: &RegionCore, page: PageIndex) -> bool {
 }
 
 impl RegionCore {
-    /// Changes the word by `step`, and does what follows for those who wait.
-    pub(crate) fn update(&self, page: PageIndex, step: impl Fn(PageWord) -> PageWord) {
+    /// Changes the word by `step`, and does what follows for those who wait; what it was, and what it has become.
+    pub(crate) fn update(&self, page: PageIndex, step: impl Fn(PageWord) -> PageWord) -> (PageWord, PageWord) {
         loop {
             let word = self.word(page);
             let next = step(word);
             if self.swap(page, word, next) {
                 self.settle(page, word, next);
-                return;
+                return (word, next);
             }
         }
     }
@@ -540,7 +577,7 @@ impl RegionCore {
     /// The word has gone from `word` to `next`: wakes and serves those whose wait that ends.
     #[inline]
     pub(crate) fn settle(&self, page: PageIndex, word: PageWord, next: PageWord) {
-        if word.waiters() || word.sleepers() || next.waiters() {
+        if !alike::is_quiet(word, next) {
             self.settle_waits(page, word, next);
         }
     }

@@ -49,7 +49,9 @@ pub(crate) struct Moved {
     /// For each aligned huge page's worth of a region of base pages: whether it was a huge page that a device took whole. For
     /// each granule, where those are huge: whether it was found to be a huge page.
     whole: Table<AtomicU8>,
-    /// Looks at huge granules known to be huge pages: a count, which says whose turn it is.
+    /// Whether a device has ever taken a huge page whole, in a region of base pages.
+    any_whole: AtomicBool,
+    /// Claims of huge granules known to be huge pages: a count, which says when to look at one, and at which.
     sampled: AtomicUsize,
     /// For each huge granule: whether a move stopped within it, and what was moved could not be moved back.
     half: Table<AtomicU8>,
@@ -78,6 +80,7 @@ impl Moved {
             extents: Extents::new(span, count, granule.0),
             views: core::array::from_fn(|_| AtomicUsize::new(0)),
             whole: Table::zeroed(span.len() / HUGE + 2).map_err(failed)?,
+            any_whole: AtomicBool::new(false),
             sampled: AtomicUsize::new(0),
             half: Table::zeroed(span.len() / HUGE + 2).map_err(failed)?,
             closed: AtomicBool::new(true),
@@ -410,6 +413,9 @@ impl Backend for Moved {
 
     fn map(&self, pages: PageRange, _how: Mapped) -> Result<MapOutcome, Errno> {
         let Some(_inside) = self.adopted.gate.enter() else { return Err(Errno::AGAIN) };
+        if self.bring_back_one(pages) {
+            return Ok(MapOutcome::Mapped);
+        }
         let mut outcome = MapOutcome::AlreadyMapped;
         let mut rest = Some(pages);
         while let Some(next) = rest {
@@ -445,6 +451,9 @@ impl Backend for Moved {
     }
 
     fn whole(&self, page: PageIndex) -> Option<PageRange> {
+        if !self.any_whole.load(Ordering::Relaxed) {
+            return None;
+        }
         self.group(page).filter(|(_, whole)| whole.load(Ordering::Relaxed) != 0).map(|(group, _)| group)
     }
 

@@ -23,6 +23,9 @@ const AGAIN_MAX: u32 = 250;
 /// machine is.
 const GIVE_UP_LIMIT: Duration = Duration::from_secs(20);
 
+/// Granules known to be huge pages of which one is looked at.
+const LOOK_EVERY: usize = 16;
+
 impl Moved {
     /// Takes `pages` to the view of `device`, up to the first that it cannot take.
     pub(super) fn take_inside(&self, pages: PageRange, device: OwnerId) -> Result<(), Refusal> {
@@ -182,6 +185,27 @@ impl Moved {
             }
         }
         Ok(outcome)
+    }
+
+    /// Moves a page back from a device's view, as most touches want, if that is all there is to it. Otherwise it is for
+    /// [`Moved::bring_back`] to look again. It costs a quarter of what serving a touch does to be ready for all else.
+    #[inline]
+    pub(super) fn bring_back_one(&self, page: PageRange) -> bool {
+        let index = PageIndex(page.start());
+        if page.len() != 1 || self.any_whole.load(Ordering::Relaxed) || self.is_half(index) {
+            return false;
+        }
+        let Home::Device(device) = self.homes.of(index) else { return false };
+        let view = self.view(device).load(Ordering::SeqCst);
+        let Some(to) = self.extents.place(index).filter(|_| view != 0) else { return false };
+        let from = view + index.as_usize() * self.granule;
+        // SAFETY: both are the region's, whose page is busy, and which the device has let go of.
+        let progress = unsafe { self.adopted.uffd.move_pages(to, from, MoveMode::empty()) };
+        if progress.error.is_some() {
+            return false;
+        }
+        self.homes.set_one(index, Home::Cpu);
+        true
     }
 
     /// Moves `pages` from the view of `device` to `place`.
@@ -346,17 +370,24 @@ impl Moved {
             (true, false) => stats.huge_pages_split.one(),
             (false, _) => {}
         }
+        if huge && run == group {
+            self.any_whole.store(true, Ordering::Relaxed);
+        }
         whole.store(u8::from(huge && run == group), Ordering::Relaxed);
     }
 
-    /// The same where granules are huge, and so are not split by claims. To look at all of them costs a tenth of moving them;
-    /// so those known to be huge pages are counted as such, and one of them is looked at, another each time, in case the
+    /// The same where granules are huge, and so are not split by claims. To look at one costs as much as to move some of them;
+    /// so those known to be huge pages are counted as such, and of every [`LOOK_EVERY`] one is looked at, in case the
     /// kernel has split it for a reason of its own (memory was short, or the program has protected a part of it).
     fn note_huge_granules(&self, run: PageRange, place: Span) {
         let known = &self.whole[run.start() as usize..run.end() as usize];
         if known.iter().all(|known| known.load(Ordering::Relaxed) != 0) {
-            let sample = self.sampled.fetch_add(1, Ordering::Relaxed) % known.len();
-            if Span::page_of(place.start() + sample * self.granule).is_some_and(|page| self.is_huge(page)) {
+            let before = self.sampled.fetch_add(known.len(), Ordering::Relaxed);
+            let after = before.wrapping_add(known.len());
+            let sample = after / LOOK_EVERY % known.len();
+            let is_huge =
+                || Span::page_of(place.start() + sample * self.granule).is_some_and(|page| self.is_huge(page));
+            if before / LOOK_EVERY == after / LOOK_EVERY || is_huge() {
                 self.space.stats.huge_pages_moved.add(known.len() as u64);
                 return;
             }
@@ -400,6 +431,9 @@ impl Moved {
 
     /// `pages` leave a device's view: a huge page among them that does not go whole is split.
     fn note_return(&self, pages: PageRange) {
+        if !self.any_whole.load(Ordering::Relaxed) {
+            return;
+        }
         let mut at = pages.start();
         while at < pages.end() {
             let Some((group, whole)) = self.group(PageIndex(at)) else { return };

@@ -57,6 +57,17 @@ impl Homes {
         }
     }
 
+    #[inline]
+    pub(super) fn set_one(&self, page: PageIndex, home: Home) {
+        self.0[page.as_usize()].store(home.byte(), Ordering::Relaxed);
+    }
+
+    /// That of one page.
+    #[inline]
+    pub(super) fn of(&self, page: PageIndex) -> Home {
+        Home::from_byte(self.0[page.as_usize()].load(Ordering::Relaxed))
+    }
+
     /// The longest run from the start of `pages` that has one home.
     pub(super) fn run(&self, pages: PageRange) -> (PageRange, Home) {
         let bytes = &self.0[pages.start() as usize..pages.end() as usize];
@@ -93,6 +104,13 @@ impl Extents {
             let pages = PageRange::new(extent.first.load(Ordering::Relaxed), extent.end.load(Ordering::Relaxed))?;
             Some((pages, extent.address.load(Ordering::Relaxed)))
         })
+    }
+
+    /// The place of one page in the CPU view.
+    #[inline]
+    pub(super) fn place(&self, page: PageIndex) -> Option<Span> {
+        let (extent, address) = self.used().find(|(extent, _)| extent.contains(page))?;
+        Span::new(address + (page.0 - extent.start()) as usize * self.granule, self.granule)
     }
 
     /// The longest run from the start of `pages` that has one place in the CPU view, and that place; `None` if it has none.
