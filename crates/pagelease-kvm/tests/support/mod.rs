@@ -107,6 +107,17 @@ kernel!(
     "ret",
 );
 
+kernel!(
+    /// Adds 1 to the word at `argument[0]`, which may lie on two pages, `argument[1]` times.
+    add_split,
+    "mov rax, [rdi]",
+    "mov rcx, [rdi + 8]",
+    "2: add qword ptr [rax], 1",
+    "dec rcx",
+    "jnz 2b",
+    "ret",
+);
+
 /// Whether KVM can be used. If not, says why; with `PAGELEASE_REQUIRE_KVM` set, that is a failure.
 pub(crate) fn has_kvm() -> bool {
     match pagelease_kvm::available() {
