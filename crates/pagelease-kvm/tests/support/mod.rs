@@ -150,3 +150,28 @@ pub(crate) fn eventually(is: impl Fn() -> bool) {
         std::thread::yield_now();
     }
 }
+
+/// Pins the calling thread to one CPU, and the vCPUs of the process to another, where there are two: a busy scheduler would else
+/// run both on one, in turn, and no update could be lost. For the calling thread's life; other threads of tests may be pinned too.
+pub(crate) fn apart() {
+    // SAFETY: a set of zeroes is an empty one; the pointers are to it.
+    unsafe {
+        let mut allowed: libc::cpu_set_t = std::mem::zeroed();
+        libc::sched_getaffinity(libc::getpid(), size_of::<libc::cpu_set_t>(), &raw mut allowed);
+        let cpus: Vec<_> = (0..libc::CPU_SETSIZE as usize).filter(|&cpu| libc::CPU_ISSET(cpu, &allowed)).collect();
+        let [here, there, ..] = cpus[..] else { return };
+        let pin = |thread: libc::pid_t, cpu: usize| {
+            let mut one: libc::cpu_set_t = std::mem::zeroed();
+            libc::CPU_SET(cpu, &mut one);
+            libc::sched_setaffinity(thread, size_of::<libc::cpu_set_t>(), &raw const one);
+        };
+        pin(0, here);
+        for task in std::fs::read_dir("/proc/self/task").unwrap().flatten() {
+            let name = std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+            let is_vcpu = name.trim().strip_prefix("pagelease-kvm-").is_some_and(|rest| rest.parse::<u32>().is_ok());
+            if let Some(thread) = task.file_name().to_str().and_then(|thread| thread.parse().ok()).filter(|_| is_vcpu) {
+                pin(thread, there);
+            }
+        }
+    }
+}
