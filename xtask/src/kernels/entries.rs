@@ -102,7 +102,7 @@ pub(super) fn entries() -> Vec<Entry> {
         program,
         arguments: vec!["--nocapture", threads],
         environment,
-        seconds: 300,
+        seconds: 400,
     };
     entries.push(tests("conformance", "--test-threads=2", &[PATIENCE]));
     entries.push(tests("stress", "--test-threads=1", &[PATIENCE, SHORT[0], SHORT[1]]));

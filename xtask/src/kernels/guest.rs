@@ -161,9 +161,10 @@ impl Guest {
 
     fn start(&self, initramfs: &Path, ports: &[PathBuf; 3]) -> Result<Child> {
         let (threads, cpus) = if self.clock == Clock::Tcg { ("multi", "2") } else { ("single", "1") };
-        // A calibrated clock would be a guess in an emulated machine; a kernel that panics shall end, not wait.
+        // A calibrated clock would be a guess in an emulated machine, and its timer looks broken to a kernel that counts what it
+        // does in ten milliseconds of a busy host; a kernel that panics shall end, not wait.
         let append = format!(
-            "console=ttyS0 quiet tsc=reliable panic=-1 hugepages={} {}",
+            "console=ttyS0 quiet tsc=reliable no_timer_check panic=-1 hugepages={} {}",
             self.huge_pages,
             self.kernel_arguments.join(" ")
         );
