@@ -22,6 +22,7 @@ use crate::block::{BLOCK_GPA, Block};
 use crate::error::{JobError, StartError, Unavailable};
 use crate::holds::Holds;
 use crate::job::Task;
+use crate::kick::Kick;
 use crate::ranges::Ranges;
 use crate::serve::{self, Stream};
 use crate::tables::{DATA, LARGE_PAGE, Tables};
@@ -179,8 +180,9 @@ pub(crate) struct Core {
 
 impl Core {
     /// The vCPU whose thread is `tid`.
-    pub(crate) fn vcpu_of(&self, tid: u32) -> Option<usize> {
-        self.handle.vcpus.iter().position(|kick| kick.get().is_some_and(|kick| kick.tid() == tid))
+    pub(crate) fn vcpu_of(&self, tid: u32) -> Option<(usize, Kick)> {
+        let kicks = self.handle.vcpus.iter().map_while(OnceLock::get);
+        kicks.enumerate().find(|(_, kick)| kick.tid() == tid).map(|(vcpu, kick)| (vcpu, *kick))
     }
 
     fn views(&self) -> MutexGuard<'_, Vec<(View, usize)>> {

@@ -30,7 +30,7 @@ const RUN: Duration = Duration::from_micros(60);
 /// The time after which a hold ends, whatever the thread got.
 const LAST: Duration = Duration::from_millis(20);
 /// How often the keeper looks.
-const TICK: Duration = Duration::from_micros(100);
+const TICK: Duration = Duration::from_micros(200);
 /// Holds of one vCPU: more pages than an instruction touches.
 const MOST: usize = 8;
 
@@ -48,6 +48,15 @@ impl Hold {
     fn is_due(&self, ran_ns: u64) -> bool {
         Duration::from_nanos(ran_ns.saturating_sub(self.ran_ns)) >= RUN || self.since.elapsed() >= LAST
     }
+}
+
+/// A vCPU whose fault is to be answered.
+#[derive(Copy, Clone, Debug)]
+pub(crate) struct Faulted {
+    pub(crate) vcpu: usize,
+    kick: Kick,
+    lane: u64,
+    ran_ns: u64,
 }
 
 #[derive(Default)]
@@ -88,21 +97,21 @@ impl Holds {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The number of the lane that a vCPU runs: to be asked before its fault is answered.
-    pub(crate) fn lane(&self, vcpu: usize) -> u64 {
-        self.state().lanes[vcpu]
+    /// What is to be known of a vCPU before its fault is answered. It sleeps, so its clock stands still.
+    pub(crate) fn faulted(&self, vcpu: usize, kick: Kick) -> Faulted {
+        Faulted { vcpu, kick, lane: self.state().lanes[vcpu], ran_ns: kick.ran_ns() }
     }
 
     /// Keeps `lease` for a vCPU that faulted on a page of it, unless the lane in which it did is over.
-    pub(crate) fn push(&self, vcpu: usize, lane: u64, kick: Kick, region: RegionId, lease: Lease) {
-        let hold = Hold { vcpu, kick, region, lease, since: Instant::now(), ran_ns: kick.ran_ns() };
+    pub(crate) fn push(&self, faulted: Faulted, region: RegionId, lease: Lease) {
+        let Faulted { vcpu, kick, lane, ran_ns } = faulted;
+        let hold = Hold { vcpu, kick, region, lease, since: Instant::now(), ran_ns };
         let mut state = self.state();
         if state.lanes[vcpu] != lane {
             drop(state);
             drop(hold);
             return;
         }
-        let ran_ns = hold.ran_ns;
         let mut ended = state.take(|hold| hold.vcpu == vcpu && hold.is_due(ran_ns));
         if state.holds.iter().filter(|hold| hold.vcpu == vcpu).count() >= MOST {
             let oldest = state.holds.iter().position(|hold| hold.vcpu == vcpu);

@@ -21,6 +21,7 @@ use rustix::event::epoll;
 
 use crate::engine::Core;
 use crate::error::JobError;
+use crate::holds::Faulted;
 use crate::traps::Traps;
 
 /// The most bytes that are claimed ahead of a vCPU.
@@ -85,11 +86,10 @@ fn answer(core: &Core, fault: Fault) {
     if !core.config.exclusive {
         return traps.map_unasked(region, page);
     }
-    let vcpu = core.vcpu_of(fault.thread);
+    let faulted = core.vcpu_of(fault.thread).map(|(vcpu, kick)| core.holds.faulted(vcpu, kick));
     let Some((view, granule)) = core.view(region) else { return traps.wake(region, page) };
     let mut pages = PageRange::single(page).expect("a page of the view");
-    let lane = vcpu.map_or(0, |vcpu| core.holds.lane(vcpu));
-    if let Some(vcpu) = vcpu {
+    if let Some(Faulted { vcpu, .. }) = faulted {
         core.holds.end_on(vcpu, region, page);
         pages = core.vcpus[vcpu].stream.window(&view, granule, page);
     }
@@ -104,11 +104,11 @@ fn answer(core: &Core, fault: Fault) {
                 traps.map_again(&view, page);
             }
             // A thread of the host's that reads the view holds nothing.
-            if let Some((vcpu, kick)) = vcpu.and_then(|vcpu| Some((vcpu, *traps.vcpus[vcpu].get()?))) {
-                core.holds.push(vcpu, lane, kick, region, lease);
+            if let Some(faulted) = faulted {
+                core.holds.push(faulted, region, lease);
             }
         }
-        Err(error) => refused(core, vcpu, region, page, error),
+        Err(error) => refused(core, faulted.map(|faulted| faulted.vcpu), region, page, error),
     }
 }
 

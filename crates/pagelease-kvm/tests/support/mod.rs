@@ -118,12 +118,12 @@ kernel!(
     "ret",
 );
 
-/// Whether KVM can be used. If not, says why; with `PAGELEASE_REQUIRE_KVM` set, that is a failure.
+/// Whether KVM can be used. If not, says why; with `PAGELEASE_NEEDS_KVM` set, that is a failure.
 pub(crate) fn has_kvm() -> bool {
     match pagelease_kvm::available() {
         Ok(()) => true,
         Err(why) => {
-            assert!(std::env::var_os("PAGELEASE_REQUIRE_KVM").is_none(), "{why}");
+            assert!(std::env::var_os("PAGELEASE_NEEDS_KVM").is_none(), "{why}");
             eprintln!("skipped: {why}");
             false
         }
