@@ -61,3 +61,17 @@ fn no_driver() {
     assert!(said.contains("found no driver (CL_PLATFORM_NOT_FOUND_KHR) in /nonexistent"), "{said}");
     assert!(said.contains("remedy: unset OCL_ICD_VENDORS"), "{said}");
 }
+
+/// A driver that is there, and finds no device: PoCL can be told not to.
+#[test]
+fn no_device() {
+    let pocl = "Portable Computing Language";
+    match available() {
+        Ok(found) if found.iter().all(|found| found.platform == pocl) => {
+            let said = probe_with("POCL_DEVICES", Path::new("none"));
+            assert!(said.contains(&format!("why: no device: {pocl} found none")), "{said}");
+        }
+        Ok(_) => println!("skipped: other drivers than PoCL have devices"),
+        Err(why) => println!("skipped: {why}"),
+    }
+}
