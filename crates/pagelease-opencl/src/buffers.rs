@@ -7,6 +7,7 @@
 //! Invariant: the view outlives the buffers, and a sub-buffer keeps them.
 
 use core::ffi::c_void;
+use core::ptr::NonNull;
 use std::sync::Arc;
 
 use opencl3::memory::{Buffer, CL_MEM_READ_WRITE, CL_MEM_USE_HOST_PTR, ClMem};
@@ -126,6 +127,11 @@ pub(crate) struct Part {
 }
 
 impl Part {
+    /// Where it lies.
+    pub(crate) fn host(&self) -> NonNull<c_void> {
+        self.of.view().page_ptr(PageIndex(self.pages.start())).expect("a part of the region").cast()
+    }
+
     pub(crate) fn buffer(&self) -> cl_mem {
         self.sub.as_ref().map_or_else(|| self.of.chunk(self.pages.start()).get(), |sub| sub.get())
     }

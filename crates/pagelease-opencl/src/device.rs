@@ -107,8 +107,8 @@ impl OpenClDevice {
         self.queue().name()
     }
 
-    /// Whether the driver works on the memory itself, as was tried out when the device was opened. If not, the ranges of a
-    /// submission are mapped and unmapped around it, as OpenCL asks for, and the driver copies what it must.
+    /// Whether the driver works on the memory itself, as was tried out when the device was opened. If not, it
+    /// copies the ranges of a submission from memory before it, and back after it.
     #[must_use]
     pub fn in_place(&self) -> bool {
         self.queue().in_place()

@@ -57,12 +57,6 @@ pub enum OpenError {
     /// The queue to adopt is of another context.
     #[error("the queue was not made in this context; adopt a queue with its own context")]
     ForeignQueue,
-    /// The driver maps memory elsewhere than where it lies, which OpenCL does not allow.
-    #[error("{name}: its driver maps a CL_MEM_USE_HOST_PTR buffer elsewhere than at its host_ptr; use another driver")]
-    NotAtHostPtr {
-        /// The device.
-        name: String,
-    },
     /// Called in a child of fork.
     #[error("this process is a forked child: the driver and the runtime are its parent's")]
     Forked,

@@ -50,8 +50,8 @@
 //! # Which devices, which memory
 //!
 //! A driver that works on the memory itself, as one for the CPU or an integrated GPU does, is found out by trying, and gets plain
-//! submissions: [`OpenClDevice::in_place`]. Around each submission to any other, the ranges are mapped and unmapped, as OpenCL asks
-//! for; that driver copies what it must, and what it copies are the pages that the submission has.
+//! submissions: [`OpenClDevice::in_place`]. Any other is told before each submission to take its ranges from memory, and after it to put
+//! them back there; what it copies are the pages that the submission has.
 //!
 //! Regions whose devices have an alias of the memory ([`Capabilities::alias`](pagelease::Capabilities)): all but adopted ones, whose
 //! pages are carried, and cannot be where a driver has noted them. Larger ones than `CL_DEVICE_MAX_MEM_ALLOC_SIZE` are

@@ -13,7 +13,7 @@ use pagelease::submit::Queue;
 use crate::error::{DriverError, OpenError, of};
 use crate::fence::Fence;
 use crate::ours::Ours;
-use crate::trial::{self, Trial};
+use crate::trial;
 
 /// A queue of an OpenCL driver. Cloning gives another handle of the same one.
 #[derive(Clone)]
@@ -39,10 +39,7 @@ impl OpenClQueue {
         let info = of("clGetDeviceInfo");
         let (queue, context) = (Ours::new(queue), Ours::new(context));
         let name = device.name().map_err(info)?.trim().to_owned();
-        let trial = trial::run(&context, &queue, &device)?;
-        if trial == Trial::Elsewhere {
-            return Err(OpenError::NotAtHostPtr { name });
-        }
+        let in_place = trial::works_in_place(&context, &queue, &device)?;
         let buffer_max = device.max_mem_alloc_size().map_err(info)?;
         let local_max = device.local_mem_size().map_err(info)?;
         let align_bits = device.mem_base_addr_align().map_err(info)?;
@@ -52,7 +49,7 @@ impl OpenClQueue {
                 context,
                 device,
                 name,
-                in_place: trial == Trial::InPlace,
+                in_place,
                 buffer_max: ByteLen(usize::try_from(buffer_max).unwrap_or(usize::MAX)),
                 local_max: ByteLen(usize::try_from(local_max).unwrap_or(usize::MAX)),
                 align: ByteLen(usize::try_from(align_bits / 8).map_or(1, |bytes| bytes.max(1))),

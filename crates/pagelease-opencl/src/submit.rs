@@ -2,21 +2,18 @@
 //!
 //! ```text
 //!   in place          the commands
-//!   otherwise         map, discarding; unmap      a range: what the host stored is the device's, by the letter of OpenCL
+//!   otherwise         write each range to its buffer, from where it lies
 //!                     the commands
-//!                     map for reading; unmap      a range: what the device stored is in memory
+//!                     read each range from its buffer, to where it lies
 //! ```
 //!
-//! All of it lies between the claim and the fence, and concerns only pages that the submission has: a driver that copies
-//! overwrites nobody's stores. The first map discards, so that it does not overwrite the host's own stores by what the device had
-//! before.
+//! That a `CL_MEM_USE_HOST_PTR` buffer is written from and read to its own memory is how OpenCL has the two brought in line. All of
+//! it lies between the claim and the fence, and concerns only pages that the submission has: a driver that copies overwrites
+//! nobody's stores.
 
-use core::ptr::null_mut;
-
-use opencl3::command_queue::enqueue_map_buffer;
+use opencl3::command_queue::{enqueue_read_buffer, enqueue_write_buffer};
 use opencl3::event::Event;
-use opencl3::memory::{CL_MAP_READ, CL_MAP_WRITE_INVALIDATE_REGION};
-use opencl3::types::{CL_FALSE, cl_event, cl_map_flags, cl_mem};
+use opencl3::types::{CL_FALSE, cl_event, cl_mem};
 use pagelease::PageRange;
 use pagelease::submit::{Submission, Submitter, Use};
 use pagelease_sys::fork;
@@ -104,12 +101,12 @@ impl Ranges {
         commands: impl FnOnce(&OpenClQueue, &Self, &[cl_event]) -> Result<Event, SubmitError>,
     ) -> Result<(), SubmitError> {
         if !chain.queue.in_place() {
-            self.parts.iter().try_for_each(|part| chain.turn(part, CL_MAP_WRITE_INVALIDATE_REGION))?;
+            self.parts.iter().try_for_each(|part| chain.write(part))?;
         }
         let queue = chain.queue;
         chain.add(|wait| commands(queue, self, wait))?;
         if !chain.queue.in_place() {
-            self.parts.iter().try_for_each(|part| chain.turn(part, CL_MAP_READ))?;
+            self.parts.iter().try_for_each(|part| chain.read(part))?;
         }
         Ok(())
     }
@@ -128,23 +125,34 @@ impl Chain<'_> {
         Ok(())
     }
 
-    /// Maps a range, and unmaps it.
-    fn turn(&mut self, part: &Part, how: cl_map_flags) -> Result<(), DriverError> {
-        let (queue, buffer) = (self.queue.commands(), part.buffer());
-        let mut mapped = null_mut();
+    /// The device's copy of a range becomes what lies in memory.
+    fn write(&mut self, part: &Part) -> Result<(), DriverError> {
+        let (queue, buffer, host) = (self.queue.commands().get(), part.buffer(), part.host().as_ptr());
         self.add(|wait| {
-            let (count, list) =
-                (u32::from(!wait.is_empty()), wait.first().map_or(core::ptr::null(), core::ptr::from_ref));
-            // SAFETY: the whole of the buffer; the events are alive.
-            unsafe { enqueue_map_buffer(queue.get(), buffer, CL_FALSE, how, 0, part.len, &mut mapped, count, list) }
+            let (count, list) = raw(wait);
+            // SAFETY: the buffer is as long, and so is its memory, which stays until the fence has ended; the events are alive.
+            unsafe { enqueue_write_buffer(queue, buffer, CL_FALSE, 0, part.len, host, count, list) }
                 .map(Event::new)
-                .map_err(|code| DriverError::new("clEnqueueMapBuffer", code))
-        })?;
-        self.add(|wait| {
-            // SAFETY: mapped there by the command before, which it waits for.
-            unsafe { queue.enqueue_unmap_mem_object(buffer, mapped, wait) }.map_err(of("clEnqueueUnmapMemObject"))
+                .map_err(|code| DriverError::new("clEnqueueWriteBuffer", code))
         })
     }
+
+    /// And the other way round.
+    fn read(&mut self, part: &Part) -> Result<(), DriverError> {
+        let (queue, buffer, host) = (self.queue.commands().get(), part.buffer(), part.host().as_ptr());
+        self.add(|wait| {
+            let (count, list) = raw(wait);
+            // SAFETY: as above.
+            unsafe { enqueue_read_buffer(queue, buffer, CL_FALSE, 0, part.len, host, count, list) }
+                .map(Event::new)
+                .map_err(|code| DriverError::new("clEnqueueReadBuffer", code))
+        })
+    }
+}
+
+/// A list of events, of which there is one or none, as OpenCL takes it.
+fn raw(wait: &[cl_event]) -> (u32, *const cl_event) {
+    (u32::from(!wait.is_empty()), wait.first().map_or(core::ptr::null(), core::ptr::from_ref))
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! Whether a device works on the program's memory itself: tried out, on a page of our own.
 //!
-//! OpenCL lets a driver keep a copy of a `CL_MEM_USE_HOST_PTR` buffer, and bring the two in line when it is mapped and unmapped. One
-//! that shares the memory with the CPU does nothing then, and submissions can do without. So: does the host see what the device
-//! stored, and the device what the host stored since, with no map in between?
+//! OpenCL lets a driver keep a copy of a `CL_MEM_USE_HOST_PTR` buffer, and bring the two in line when it is told to. One that shares
+//! the memory with the CPU does nothing then, and submissions can do without. So: does the host see what the device stored, and
+//! the device what the host stored since, untold?
 
 use core::ptr::null_mut;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
@@ -12,28 +12,17 @@ use opencl3::command_queue::CommandQueue;
 use opencl3::context::Context;
 use opencl3::device::Device;
 use opencl3::event::Event;
-use opencl3::memory::{Buffer, CL_MAP_READ, CL_MEM_READ_WRITE, CL_MEM_USE_HOST_PTR, ClMem};
-use opencl3::types::{CL_FALSE, CL_TRUE};
+use opencl3::memory::{Buffer, CL_MEM_READ_WRITE, CL_MEM_USE_HOST_PTR};
+use opencl3::types::CL_FALSE;
 
 use crate::error::{DriverError, of};
 
-/// Two halves, each of whole cache lines of any device.
-const HALF: usize = 4096;
-const LAYOUT: Layout = match Layout::from_size_align(2 * HALF, 4096) {
+/// Whole cache lines of any device.
+const LEN: usize = 4096;
+const LAYOUT: Layout = match Layout::from_size_align(LEN, 4096) {
     Ok(layout) => layout,
     Err(_) => unreachable!(),
 };
-
-/// What a driver does with the host's memory.
-#[derive(Copy, Clone, Debug, Eq, PartialEq)]
-pub(crate) enum Trial {
-    /// Works on it.
-    InPlace,
-    /// Copies it when it is mapped and unmapped.
-    Mapped,
-    /// Maps it elsewhere.
-    Elsewhere,
-}
 
 /// Memory that the device stores to: only raw, volatile accesses.
 struct Memory(*mut u8);
@@ -48,16 +37,16 @@ impl Memory {
         Self(start)
     }
 
-    fn fill(&self, at: usize, value: u8) {
-        for byte in at..at + HALF {
-            // SAFETY: within the two halves; no command is in flight on them.
+    fn fill(&self, value: u8) {
+        for byte in 0..LEN {
+            // SAFETY: within it; no command is in flight on it.
             unsafe { self.0.add(byte).write_volatile(value) };
         }
     }
 
-    fn is_all(&self, at: usize, value: u8) -> bool {
+    fn is_all(&self, value: u8) -> bool {
         // SAFETY: as above.
-        (at..at + HALF).all(|byte| unsafe { self.0.add(byte).read_volatile() } == value)
+        (0..LEN).all(|byte| unsafe { self.0.add(byte).read_volatile() } == value)
     }
 }
 
@@ -68,43 +57,36 @@ impl Drop for Memory {
     }
 }
 
-/// Tries it. A few commands; nothing is compiled.
-pub(crate) fn run(context: &Context, queue: &CommandQueue, device: &Device) -> Result<Trial, DriverError> {
+/// Whether it does. A few commands; nothing is compiled.
+pub(crate) fn works_in_place(context: &Context, queue: &CommandQueue, device: &Device) -> Result<bool, DriverError> {
+    // A driver may well store through to memory that it reads from a cache: the hardware has to say so too.
+    if !device.host_unified_memory().map_err(of("clGetDeviceInfo"))? {
+        return Ok(false);
+    }
     // Declared first, so dropped last: the buffer goes before its memory.
     let memory = Memory::new();
     let flags = CL_MEM_USE_HOST_PTR | CL_MEM_READ_WRITE;
     // SAFETY: the memory has that many bytes, and outlives the buffer and every command on it, all of which are waited for.
-    let whole = unsafe { Buffer::<u8>::create(context, flags, 2 * HALF, memory.0.cast::<c_void>()) };
-    let whole = whole.map_err(of("clCreateBuffer"))?;
-    let mut mapped = null_mut();
+    let pair = unsafe {
+        let first = Buffer::<u8>::create(context, flags, LEN, memory.0.cast::<c_void>());
+        first.and_then(|first| Ok((first, Buffer::<u8>::create(context, CL_MEM_READ_WRITE, LEN, null_mut())?)))
+    };
+    let (mut shared, mut other) = pair.map_err(of("clCreateBuffer"))?;
     // SAFETY: within the buffer.
-    unsafe { queue.enqueue_map_buffer(&whole, CL_TRUE, CL_MAP_READ, 0, 2 * HALF, &mut mapped, &[]) }
-        .map_err(of("clEnqueueMapBuffer"))?;
-    // SAFETY: mapped just there.
-    let unmapped = unsafe { queue.enqueue_unmap_mem_object(whole.get(), mapped, &[]) };
-    wait(&unmapped.map_err(of("clEnqueueUnmapMemObject"))?)?;
-    if mapped != memory.0.cast() {
-        return Ok(Trial::Elsewhere);
-    }
-    // A driver may well store through to memory that it reads from a cache: the hardware has to say so too.
-    if !device.host_unified_memory().map_err(of("clGetDeviceInfo"))? {
-        return Ok(Trial::Mapped);
-    }
-    let shares = device_s_stores_are_seen(queue, whole, &memory)?;
-    Ok(if shares { Trial::InPlace } else { Trial::Mapped })
-}
-
-fn device_s_stores_are_seen(queue: &CommandQueue, mut whole: Buffer<u8>, memory: &Memory) -> Result<bool, DriverError> {
-    // SAFETY: within the buffer.
-    let filled = unsafe { queue.enqueue_fill_buffer(&mut whole, &[0x22_u8], 0, HALF, &[]) };
+    let filled = unsafe { queue.enqueue_fill_buffer(&mut shared, &[0x22_u8], 0, LEN, &[]) };
     wait(&filled.map_err(of("clEnqueueFillBuffer"))?)?;
-    if !memory.is_all(0, 0x22) {
+    if !memory.is_all(0x22) {
         return Ok(false);
     }
-    memory.fill(0, 0x33);
-    let mut seen = vec![0; HALF];
-    // SAFETY: within the buffer; `seen` outlives the command, which is waited for.
-    let read = unsafe { queue.enqueue_read_buffer(&whole, CL_FALSE, 0, &mut seen, &[]) };
+    memory.fill(0x33);
+    let mut seen = vec![0; LEN];
+    // By way of a buffer of the driver's own: a read could be answered from the host's memory.
+    // SAFETY: within both; `seen` outlives the command, which is waited for.
+    let read = unsafe {
+        let copied = queue.enqueue_copy_buffer(&shared, &mut other, 0, 0, LEN, &[]);
+        wait(&copied.map_err(of("clEnqueueCopyBuffer"))?)?;
+        queue.enqueue_read_buffer(&other, CL_FALSE, 0, &mut seen, &[])
+    };
     wait(&read.map_err(of("clEnqueueReadBuffer"))?)?;
     Ok(seen.iter().all(|&byte| byte == 0x33))
 }
