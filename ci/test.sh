@@ -7,3 +7,5 @@ drivers=$(ci/drivers.sh)
 eval "$drivers"
 
 cargo xtask test
+# wgpu is many crates, and so is not among what the others are built with.
+cargo test --package pagelease-vulkan --features wgpu --test webgpu

@@ -129,6 +129,10 @@ pub enum StartError {
     /// The driver refused to make a logical device.
     #[error(transparent)]
     Driver(#[from] DriverError),
+    /// wgpu refused to make a device.
+    #[cfg(feature = "wgpu")]
+    #[error("wgpu makes no device: {0}")]
+    Wgpu(String),
     /// The runtime could not register it.
     #[error(transparent)]
     Runtime(#[from] pagelease::submit::StartError),
@@ -159,6 +163,15 @@ pub enum ImportError {
         len: ByteLen,
         /// What the driver wants.
         alignment: u64,
+    },
+    /// More than one import, where it has to be one.
+    #[cfg(feature = "wgpu")]
+    #[error("a region of {len} bytes, and a wgpu::Buffer can have {limit}; make several regions")]
+    TooLong {
+        /// The region's length.
+        len: u64,
+        /// The limit.
+        limit: u64,
     },
     /// No type of the device's memory is one that this can be, and that needs no flushing.
     #[error(

@@ -29,6 +29,13 @@ use crate::gpu::Gpu;
 /// What can be imported without a copy, and shows what the CPU stores without flushing.
 const HANDLE: vk::ExternalMemoryHandleTypeFlags = vk::ExternalMemoryHandleTypeFlags::HOST_ALLOCATION_EXT;
 
+/// What an imported buffer is used for: by shaders, and, through wgpu, by copies.
+const USAGE: vk::BufferUsageFlags = vk::BufferUsageFlags::from_raw(
+    vk::BufferUsageFlags::STORAGE_BUFFER.as_raw()
+        | vk::BufferUsageFlags::TRANSFER_SRC.as_raw()
+        | vk::BufferUsageFlags::TRANSFER_DST.as_raw(),
+);
+
 /// A region as a Vulkan device sees it: what shaders are given. Made by [`VulkanDevice::attach`](crate::VulkanDevice::attach);
 /// dropping it detaches the device, once submissions that use it have ended.
 pub struct Buffer {
@@ -168,6 +175,8 @@ pub(crate) struct Window {
     gpu: Arc<Gpu>,
     pub(crate) buffer: vk::Buffer,
     memory: vk::DeviceMemory,
+    #[cfg(feature = "wgpu")]
+    len: u64,
     /// What was imported. Last, so that it outlives the import.
     _host: Box<dyn Send + Sync>,
 }
@@ -188,14 +197,21 @@ impl Window {
         let mut handle = vk::ExternalMemoryBufferCreateInfo::default().handle_types(HANDLE);
         let info = vk::BufferCreateInfo::default()
             .size(len)
-            .usage(vk::BufferUsageFlags::STORAGE_BUFFER)
+            .usage(USAGE)
             .sharing_mode(vk::SharingMode::EXCLUSIVE)
             .push_next(&mut handle);
         // SAFETY: the device is alive, and the structures live through the call; so throughout.
         let buffer =
             unsafe { device.create_buffer(&info, None) }.map_err(DriverError::of("vkCreateBuffer")).map_err(failed)?;
         // From here on dropping it destroys what there is; null is passed over.
-        let mut window = Self { gpu: gpu.clone(), buffer, memory: vk::DeviceMemory::null(), _host: host };
+        let mut window = Self {
+            gpu: gpu.clone(),
+            buffer,
+            memory: vk::DeviceMemory::null(),
+            #[cfg(feature = "wgpu")]
+            len,
+            _host: host,
+        };
         let mut properties = vk::MemoryHostPointerPropertiesEXT::default();
         // SAFETY: as above; the pointer is aligned as it must be, and mapped (the caller's).
         unsafe {
@@ -227,6 +243,11 @@ impl Window {
             .map_err(DriverError::of("vkBindBufferMemory"))
             .map_err(failed)?;
         Ok(window)
+    }
+
+    #[cfg(feature = "wgpu")]
+    pub(crate) fn len(&self) -> u64 {
+        self.len
     }
 }
 

@@ -41,6 +41,7 @@
 //! | `shader`, `kernel` | WGSL and SPIR-V; pipelines |
 //! | `run`, `split`, `record` | what a kernel is given: checked, split, recorded |
 //! | `flight` | what a submission uses until its fence has signalled |
+//! | `webgpu` | (feature `wgpu`) a `wgpu::Buffer` over a region |
 //!
 //! # What it does not do
 //!
@@ -62,6 +63,8 @@ mod run;
 mod shader;
 mod split;
 mod trial;
+#[cfg(feature = "wgpu")]
+pub mod webgpu;
 
 pub use adapter::{Adapter, Limits};
 pub use device::{Submission, VulkanDevice};
