@@ -25,6 +25,8 @@
 //! | `fork` | what does managed memory cost a program that forks? |
 //! | `kvm` | what does a virtual processor cost as a device? |
 //! | `kernel` | how does it compare with the kernel's own device-exclusive memory? |
+//! | `submitting` | what does a submission cost beyond the driver's, and from which size on is it faster than copies? |
+//! | `vulkan` | that, through Vulkan |
 //!
 //! # JSON
 //!
@@ -62,8 +64,10 @@ mod repeat;
 mod scale;
 mod sequence;
 mod stats;
+mod submitting;
 mod thrash;
 mod touch;
+mod vulkan;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -123,6 +127,8 @@ enum Bench {
     Kvm,
     /// Claims and touches, against those of the kernel's own device-exclusive memory
     Kernel,
+    /// A submission to a Vulkan device, against the bare one, and against staging copies
+    Vulkan,
 }
 
 /// What each bench is given.
@@ -157,6 +163,7 @@ impl Bench {
             #[cfg(target_arch = "x86_64")]
             Self::Kvm => kvm::run(setup),
             Self::Kernel => kernel::run(setup),
+            Self::Vulkan => vulkan::run(setup),
         }
     }
 
@@ -191,6 +198,7 @@ impl Bench {
             #[cfg(target_arch = "x86_64")]
             Self::Kvm => "kvm",
             Self::Kernel => "kernel",
+            Self::Vulkan => "vulkan",
         }
     }
 

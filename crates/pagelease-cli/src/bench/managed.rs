@@ -36,10 +36,10 @@ pub(super) struct Managed {
 }
 
 /// What the runtime calls its monitors.
-const MONITOR: &str = "pagelease-monitor";
+pub(super) const MONITOR: &str = "pagelease-monitor";
 
 /// How many monitors a space has by default.
-const MONITORS: usize = 2;
+pub(super) const MONITORS: usize = 2;
 
 impl Managed {
     /// What the runtime calls a software device's workers; their number follows.
