@@ -1,13 +1,13 @@
 //! [`KvmDevice`]: started, attached to regions, given kernels and jobs.
 
 use core::time::Duration;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, PoisonError, Weak};
 
 use pagelease::{DeviceHandle, Region, Space, View};
 use pagelease_sys::{Span, fork, mem};
 
 use crate::block::{Area, Block};
-use crate::engine::{Engine, NoPlace, Place};
+use crate::engine::{Core, Engine, NoPlace, Place};
 use crate::error::{AttachError, LoadError, StartError, SubmitError};
 use crate::job::{Job, JobState, Kernel, Loaded, Task};
 use crate::traps::{ALIASES, Alias, Traps};
@@ -84,7 +84,9 @@ impl KvmDevice {
                 NoPlace::Slot(errno) => AttachError::Slot { errno },
             }
         })?;
-        Ok(KvmView { place, view, engine: self.engine.clone() })
+        let attachment = Arc::new(Attachment { place, view, core: core.clone() });
+        core.attachments().push(Arc::downgrade(&attachment));
+        Ok(KvmView { attachment, _engine: self.engine.clone() })
     }
 
     /// Loads position-independent x86-64 machine code, which is entered at its first byte as a function of the C ABI:
@@ -130,7 +132,8 @@ impl KvmDevice {
         let bytes: Vec<u8> = argument.iter().flat_map(|word| word.to_le_bytes()).collect();
         let put = block.put(&bytes, Area::Arguments).ok_or(SubmitError::NoRoom { len: bytes.len() })?;
         let argument = Loaded::new(put, block.clone());
-        let state = Arc::new(JobState::new(kernel.code.clone(), argument, lanes));
+        let attached = core.attachments().iter().filter_map(Weak::upgrade).collect();
+        let state = Arc::new(JobState::new(kernel.code.clone(), argument, attached, lanes));
         let mut queue = core.queue.lock().unwrap_or_else(PoisonError::into_inner);
         queue.tasks.extend((0..lanes).map(|lane| Task { job: state.clone(), lane }));
         drop(queue);
@@ -151,14 +154,14 @@ impl KvmDevice {
     }
 }
 
-/// A device's view of a region. Dropping it detaches the device: a kernel that still uses the region fails, and the pages go
-/// back to the CPU.
+/// A device's view of a region. Dropping it detaches the device, as soon as the jobs are over that were submitted while it was
+/// attached; the pages go back to the CPU. A kernel that uses the region after that fails.
 ///
 /// A region that is moved ([`Region::remap`]) stays in the guest where it was: detach it before, and attach it again.
 pub struct KvmView {
-    place: Place,
-    view: View,
-    engine: Arc<Engine>,
+    attachment: Arc<Attachment>,
+    /// Its faults are answered as long as it is there.
+    _engine: Arc<Engine>,
 }
 
 impl KvmView {
@@ -166,14 +169,21 @@ impl KvmView {
     /// touches the view's memory traps like a vCPU.
     #[must_use]
     pub fn view(&self) -> &View {
-        &self.view
+        &self.attachment.view
     }
 }
 
-impl Drop for KvmView {
+/// A region's place in the guest, until nobody needs it.
+pub(crate) struct Attachment {
+    place: Place,
+    view: View,
+    core: Arc<Core>,
+}
+
+impl Drop for Attachment {
     fn drop(&mut self) {
         if !fork::in_child() {
-            self.engine.core.expel(self.view.region(), Some(self.place));
+            self.core.expel(self.view.region(), Some(self.place));
         }
     }
 }

@@ -3,12 +3,14 @@
 //! Order of locks: none is taken with another, but the table's (see `traps`), which is taken last.
 //!
 //! Invariants, on which the unsafe blocks lean: a memory slot of the virtual machine is the block, for the life of the machine,
-//! or a view that an [`Attachment`] keeps; the slot is deleted, with every vCPU outside, before the view goes.
+//! or a view that an `Attachment` keeps; the slot is deleted, with every vCPU outside, before the view goes.
 
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::time::Duration;
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VmFd};
@@ -19,6 +21,7 @@ use pagelease_sys::{Errno, Span, fork};
 use crate::KvmConfig;
 use crate::available::open_uffd;
 use crate::block::{BLOCK_GPA, Block};
+use crate::device::Attachment;
 use crate::error::{JobError, StartError, Unavailable};
 use crate::holds::Holds;
 use crate::job::Task;
@@ -29,6 +32,9 @@ use crate::tables::{DATA, LARGE_PAGE, Tables};
 use crate::traps::{ALIASES, Alias, Traps};
 use crate::vcpu::{Vcpu, errno};
 use crate::worker;
+
+/// How long the end of a lane waits for answers to its faults.
+const SETTLE_MOST: Duration = Duration::from_millis(20);
 
 /// Where regions are, physically, in the guest: from here on.
 const REGIONS_GPA: u64 = 4 << 30;
@@ -155,6 +161,8 @@ fn physical_bits(cpuid: &CpuId) -> u32 {
 #[derive(Default)]
 pub(crate) struct VcpuSlot {
     pub(crate) stream: Stream,
+    /// Its faults that are being answered.
+    answering: AtomicU32,
     /// Why its lane is to stop.
     failure: Mutex<Option<JobError>>,
 }
@@ -176,6 +184,7 @@ pub(crate) struct Core {
     pub(crate) queue: Mutex<Queue>,
     pub(crate) submitted: Condvar,
     views: Mutex<Vec<(View, usize)>>,
+    attachments: Mutex<Vec<Weak<Attachment>>>,
 }
 
 impl Core {
@@ -202,6 +211,23 @@ impl Core {
         }
     }
 
+    /// Runs `answer` as an answer to a fault of `vcpu`.
+    pub(crate) fn answering(&self, vcpu: usize, answer: impl FnOnce()) {
+        let answering = &self.vcpus[vcpu].answering;
+        answering.fetch_add(1, Ordering::SeqCst);
+        answer();
+        answering.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Waits until the faults of `vcpu`, which has done its lane, are answered to the end: their pages are mapped, and their words
+    /// are just about to say whose they are. Not for long: a fault that was raised twice may be waiting for something else.
+    pub(crate) fn settle(&self, vcpu: usize) {
+        let begun = Instant::now();
+        while self.vcpus[vcpu].answering.load(Ordering::SeqCst) != 0 && begun.elapsed() < SETTLE_MOST {
+            thread::yield_now();
+        }
+    }
+
     /// Why the lane that runs on `vcpu` is to stop, if it is.
     pub(crate) fn take_failure(&self, vcpu: usize) -> Option<JobError> {
         self.vcpus[vcpu].failure.lock().unwrap_or_else(PoisonError::into_inner).take()
@@ -213,7 +239,13 @@ impl Core {
         self.machine.map(address, alias.span).inspect_err(|_| self.forget(view.region()))
     }
 
+    /// The regions that are attached; among them some that have just gone.
+    pub(crate) fn attachments(&self) -> MutexGuard<'_, Vec<Weak<Attachment>>> {
+        self.attachments.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn forget(&self, region: RegionId) {
+        self.attachments().retain(|attachment| attachment.strong_count() != 0);
         let mut views = self.views();
         let gone = views.iter().position(|(view, _)| view.region() == region).map(|at| views.swap_remove(at));
         drop(views);
@@ -256,6 +288,7 @@ impl Engine {
             queue: Mutex::default(),
             submitted: Condvar::new(),
             views: Mutex::default(),
+            attachments: Mutex::default(),
         });
         let mut engine = Self { core: core.clone(), workers: Vec::new(), servers: Vec::new() };
         let keeper = core.clone();

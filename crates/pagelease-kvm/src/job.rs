@@ -7,6 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use pagelease_sys::fork;
 
 use crate::block::{Block, Put};
+use crate::device::Attachment;
 use crate::engine::{Core, Engine, is_set};
 use crate::error::JobError;
 
@@ -63,14 +64,16 @@ pub(crate) struct JobState {
 }
 
 struct Progress {
+    /// What was attached when it was submitted stays so until it is over.
+    attached: Vec<Arc<Attachment>>,
     pending: u32,
     results: Vec<u64>,
     failure: Option<JobError>,
 }
 
 impl JobState {
-    pub(crate) fn new(code: Arc<Loaded>, argument: Loaded, lanes: u32) -> Self {
-        let progress = Progress { pending: lanes, results: vec![0; lanes as usize], failure: None };
+    pub(crate) fn new(code: Arc<Loaded>, argument: Loaded, attached: Vec<Arc<Attachment>>, lanes: u32) -> Self {
+        let progress = Progress { attached, pending: lanes, results: vec![0; lanes as usize], failure: None };
         Self {
             code,
             argument,
@@ -134,6 +137,13 @@ impl Task {
                 self.job.cancelled.store(true, Ordering::SeqCst);
                 progress.failure.get_or_insert(error);
             }
+        }
+        if progress.pending == 1 {
+            // Before anybody learns that it is over, and without the lock: it may detach regions.
+            let attached = std::mem::take(&mut progress.attached);
+            drop(progress);
+            drop(attached);
+            progress = self.job.progress();
         }
         progress.pending -= 1;
         if progress.pending == 0 {

@@ -86,7 +86,17 @@ fn answer(core: &Core, fault: Fault) {
     if !core.config.exclusive {
         return traps.map_unasked(region, page);
     }
-    let faulted = core.vcpu_of(fault.thread).map(|(vcpu, kick)| core.holds.faulted(vcpu, kick));
+    match core.vcpu_of(fault.thread) {
+        Some((vcpu, kick)) => {
+            core.answering(vcpu, || claim(core, region, page, Some(core.holds.faulted(vcpu, kick))));
+        }
+        None => claim(core, region, page, None),
+    }
+}
+
+/// Claims `page` for whoever faulted on it; `None`: not a vCPU.
+fn claim(core: &Core, region: RegionId, page: PageIndex, faulted: Option<Faulted>) {
+    let traps = &*core.handle;
     let Some((view, granule)) = core.view(region) else { return traps.wake(region, page) };
     let mut pages = PageRange::single(page).expect("a page of the view");
     if let Some(Faulted { vcpu, .. }) = faulted {

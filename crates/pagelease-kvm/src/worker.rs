@@ -29,7 +29,10 @@ pub(crate) fn run(core: &Core, index: usize, vcpu: Vcpu, begun: &Once) {
     let mut worker = Worker { core, index, vcpu, timer };
     while let Some(task) = worker.next() {
         let result = worker.lane(&task);
-        // What it held goes back before anybody learns that it is over.
+        // What it held goes back before anybody learns that it is over, and what it used is the device's by its word, too.
+        if result.is_ok() {
+            core.settle(index);
+        }
         core.holds.end_of(index);
         task.finish(result);
     }

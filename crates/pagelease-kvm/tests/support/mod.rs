@@ -118,6 +118,20 @@ kernel!(
     "ret",
 );
 
+kernel!(
+    /// Stores 1 at `argument[0]`, waits until the word at `argument[1]` is not 0, adds 1 to that at `argument[2]`.
+    gated,
+    "mov rax, [rdi]",
+    "mov rcx, [rdi + 8]",
+    "mov rdx, [rdi + 16]",
+    "mov qword ptr [rax], 1",
+    "2: pause",
+    "cmp qword ptr [rcx], 0",
+    "je 2b",
+    "add qword ptr [rdx], 1",
+    "ret",
+);
+
 /// Whether KVM can be used. If not, says why; with `PAGELEASE_NEEDS_KVM` set, that is a failure.
 pub(crate) fn has_kvm() -> bool {
     match pagelease_kvm::available() {
