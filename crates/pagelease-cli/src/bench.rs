@@ -27,6 +27,7 @@
 //! | `kernel` | how does it compare with the kernel's own device-exclusive memory? |
 //! | `submitting` | what does a submission cost beyond the driver's, and from which size on is it faster than copies? |
 //! | `vulkan` | that, through Vulkan |
+//! | `opencl` | that, through OpenCL |
 //!
 //! # JSON
 //!
@@ -58,6 +59,7 @@ mod kvm;
 mod managed;
 mod moves;
 mod mprotect;
+mod opencl;
 mod peer;
 mod policy;
 mod repeat;
@@ -129,6 +131,8 @@ enum Bench {
     Kernel,
     /// A submission to a Vulkan device, against the bare one, and against staging copies
     Vulkan,
+    /// A submission to an OpenCL device, against the bare one, and against staging copies
+    Opencl,
 }
 
 /// What each bench is given.
@@ -164,6 +168,7 @@ impl Bench {
             Self::Kvm => kvm::run(setup),
             Self::Kernel => kernel::run(setup),
             Self::Vulkan => vulkan::run(setup),
+            Self::Opencl => opencl::run(setup),
         }
     }
 
@@ -199,6 +204,7 @@ impl Bench {
             Self::Kvm => "kvm",
             Self::Kernel => "kernel",
             Self::Vulkan => "vulkan",
+            Self::Opencl => "opencl",
         }
     }
 
