@@ -96,7 +96,7 @@ fn submission(setup: &Setup, ways: &impl Ways, mode: &str) -> Result<Figure> {
     // 1 %, never the same ones twice in a row.
     let touched = |round: usize| (0..pages.div_ceil(100)).map(move |n| (round * 37 + n * 85) % pages * (PAGE / 8));
     let touch = |words: &[AtomicU64], round| {
-        touched(round).for_each(|word| _ = words[word].fetch_add(1 << 20, Ordering::Relaxed))
+        touched(round).for_each(|word| _ = words[word].fetch_add(1 << 20, Ordering::Relaxed));
     };
     let mut touches = Samples::default();
     let arms = Arms::in_turn(
