@@ -202,6 +202,12 @@ impl Moved {
         // SAFETY: both are the region's, whose page is busy, and which the device has let go of.
         let progress = unsafe { self.adopted.uffd.move_pages(to, from, MoveMode::empty()) };
         if progress.error.is_some() {
+            // Half of a huge granule may have come.
+            if progress.bytes > 0
+                && let Some(halves) = self.halves(index)
+            {
+                halves.store(1, Ordering::SeqCst);
+            }
             return false;
         }
         self.homes.set_one(index, Home::Cpu);
