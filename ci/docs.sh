@@ -3,3 +3,4 @@
 set -euo pipefail
 
 RUSTDOCFLAGS='--deny warnings' cargo doc --workspace --no-deps
+RUSTDOCFLAGS='--deny warnings' cargo doc --package pagelease-vulkan --features wgpu --no-deps

@@ -5,8 +5,7 @@ set -euo pipefail
 
 cargo fmt --all --check
 cargo clippy --workspace --all-targets -- --deny warnings
-# What is off by default, or on.
+# What is off by default.
 cargo clippy --package pagelease-vulkan --features wgpu --all-targets -- --deny warnings
-cargo clippy --package pagelease-cli --no-default-features --all-targets -- --deny warnings
 RUSTFLAGS='--cfg pagelease_shuttle' CARGO_TARGET_DIR=target/shuttle \
     cargo clippy --release --package pagelease --all-targets -- --deny warnings

@@ -124,7 +124,7 @@ enum Bench {
     Huge,
     /// A fork with 1 GiB managed, against one with none
     Fork,
-    /// A vCPU's update loop and faults, against the host's loop and a bare handler
+    /// A vCPU's update loop and faults, against the host's loop and the same device without claims
     #[cfg(target_arch = "x86_64")]
     Kvm,
     /// Claims and touches, against those of the kernel's own device-exclusive memory
@@ -176,15 +176,6 @@ impl Bench {
         <Self as clap::ValueEnum>::value_variants()
     }
 
-    /// Why this machine cannot run it, if it cannot: then `bench` without arguments leaves it out.
-    fn unavailable(self) -> Option<String> {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Self::Kvm => pagelease_kvm::available().err().map(|why| why.to_string()),
-            _ => None,
-        }
-    }
-
     fn name(self) -> &'static str {
         match self {
             Self::Handoff => "handoff",
@@ -230,10 +221,6 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let mut out = std::io::stdout();
     let mut all = Vec::new();
     for &bench in benches {
-        if let Some(why) = bench.unavailable().filter(|_| args.benches.is_empty()) {
-            eprintln!("{}: left out: {why}", bench.name());
-            continue;
-        }
         let figures = bench.run(&setup).with_context(|| format!("bench {}", bench.name()))?;
         if args.json {
             all.extend(figures.iter().map(|figure| figure.to_json(bench.name())));

@@ -104,7 +104,8 @@ pub fn counts_are_exact<K: Kind>() {
     let _watchdog = watchdog();
     for faults in MODES {
         let Some(rig) = Rig::<K>::new(Space::builder().faults(faults).drain_limit(LONG)) else { return };
-        let (jobs, rounds, used) = (40, 50, 3);
+        // Long enough that a driver in software is not done before a CPU thread meets it.
+        let (jobs, rounds, used) = (40, 2000, 3);
         let over = AtomicBool::new(false);
         let by_cpu: u64 = thread::scope(|scope| {
             let adding: Vec<_> = (0..2)

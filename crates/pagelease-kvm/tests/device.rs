@@ -1,4 +1,5 @@
 //! What a KVM device does with memory that the CPU uses too.
+#![cfg(target_arch = "x86_64")]
 
 mod support;
 

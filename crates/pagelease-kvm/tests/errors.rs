@@ -1,4 +1,5 @@
 //! What goes wrong is said, with where; and the device, and the memory, can be used afterwards.
+#![cfg(target_arch = "x86_64")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! Memory that is locked cannot be taken from a device. In a process of its own: locking is the process's.
+#![cfg(target_arch = "x86_64")]
 
 mod support;
 

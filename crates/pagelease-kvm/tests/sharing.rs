@@ -1,4 +1,5 @@
 //! The same pages in several hands: the CPU's, this device's while it is idle, busy or about to be, other devices', a child's.
+#![cfg(target_arch = "x86_64")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! The conformance suite of devices, on a KVM device.
+#![cfg(target_arch = "x86_64")]
 
 mod support;
 
@@ -8,7 +9,7 @@ use std::time::Duration;
 use pagelease::{DeviceLost, Region, Space, View};
 use pagelease_device_tests::{BEGUN, COUNT, GATE, Job, Kind, Running, Subject, suite};
 use pagelease_kvm::{Kernel, KvmConfig, KvmDevice, KvmView};
-use support::{add, gated};
+use support::{add, gated, lacking};
 
 suite!(Kvm);
 
@@ -36,7 +37,7 @@ impl Kind for Kvm {
     const NEEDED: bool = false;
 
     fn start(space: &Space) -> Result<Self, String> {
-        pagelease_kvm::available().map_err(|why| why.to_string())?;
+        pagelease_kvm::available().map_err(|why| lacking(&why))?;
         // No machine is so busy.
         let config = KvmConfig { vcpus: 2, deadline: Duration::from_secs(120), ..KvmConfig::default() };
         let device = KvmDevice::start(space, config).map_err(|why| why.to_string())?;

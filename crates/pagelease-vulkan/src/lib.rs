@@ -45,7 +45,7 @@
 //!
 //! # What it does not do
 //!
-//! It binds whole regions' memory as storage buffers, in group 0: no uniform buffers, textures or samplers (constants go in
+//! It binds ranges of regions as storage buffers, in group 0: no uniform buffers, textures or samplers (constants go in
 //! immediates). A dispatch that is stuck cannot be cancelled: after the drain limit the CPU has its pages back, and the device is
 //! lost to it. A driver that follows the imported pages by itself is at liberty to; one that refuses file-backed memory (AMD's
 //! kernel driver is known for it) refuses [`VulkanDevice::attach`]. A forked child has no device: what it inherited does nothing.

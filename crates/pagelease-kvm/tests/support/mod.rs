@@ -137,11 +137,16 @@ pub(crate) fn has_kvm() -> bool {
     match pagelease_kvm::available() {
         Ok(()) => true,
         Err(why) => {
-            assert!(std::env::var_os("PAGELEASE_NEEDS_KVM").is_none(), "{why}");
-            eprintln!("skipped: {why}");
+            eprintln!("skipped: {}", lacking(&why));
             false
         }
     }
+}
+
+/// Why there is no KVM; with `PAGELEASE_NEEDS_KVM` set, that is a failure.
+pub(crate) fn lacking(why: &pagelease_kvm::Unavailable) -> String {
+    assert!(std::env::var_os("PAGELEASE_NEEDS_KVM").is_none(), "{why}");
+    why.to_string()
 }
 
 /// A region of `pages` granules, each of whose first words is there and 0.
