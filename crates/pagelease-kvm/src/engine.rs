@@ -292,7 +292,10 @@ impl Engine {
         });
         let mut engine = Self { core: core.clone(), workers: Vec::new(), servers: Vec::new() };
         let keeper = core.clone();
-        engine.servers.push(spawn("pagelease-kvm-hold".into(), move || keeper.holds.keep())?);
+        engine.servers.push(spawn("pagelease-kvm-hold".into(), move || {
+            let _signals = pagelease_sys::thread::block_all_signals();
+            keeper.holds.keep();
+        })?);
         for index in 0..config.vcpus {
             let server = core.clone();
             engine.servers.push(spawn(format!("pagelease-kvm-f{index}"), move || {

@@ -88,6 +88,8 @@ impl Traps {
 
     /// Traps the accesses to `alias`. `Ok(false)`: the table is full.
     pub(crate) fn insert(&self, alias: Alias) -> Result<bool, Errno> {
+        // A handler of this thread that touched a page of the device would wait for the table.
+        let _signals = pagelease_sys::thread::block_all_signals();
         let mut table = self.table();
         let Some(free) = table.iter_mut().find(|slot| slot.is_none()) else { return Ok(false) };
         self.uffd.register(alias.span, RegisterMode::MINOR | RegisterMode::MISSING)?;
@@ -97,6 +99,7 @@ impl Traps {
 
     /// Traps them no more. No vCPU has a way to them any more.
     pub(crate) fn remove(&self, region: RegionId) {
+        let _signals = pagelease_sys::thread::block_all_signals();
         let mut table = self.table();
         let Some(slot) = table.iter_mut().find(|slot| slot.is_some_and(|alias| alias.region == region)) else { return };
         if let Some(alias) = slot.take() {

@@ -176,6 +176,18 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    /// Whether a part has as much as the shader takes without asking: what is shorter it would reach beyond.
+    fn check_part(&self, bound: &Bound<'_>, part: &Part) -> Result<(), RunError> {
+        let takes = &self.kernel.core.takes;
+        let least = takes.bindings.iter().find(|taken| taken.number == bound.binding).map_or(0, |taken| taken.least);
+        match bound.stride {
+            Some(stride) if part.count * stride < least => {
+                Err(RunError::TooShort { binding: bound.binding, len: part.count * stride, least })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The immediates of a part.
     fn immediates_of(&self, part: &Part) -> Vec<u8> {
         let mut immediates = self.immediates.clone();
@@ -200,6 +212,7 @@ impl<'a> Run<'a> {
         let mut described = Vec::new();
         for part in parts {
             for bound in &self.bound {
+                self.check_part(bound, part)?;
                 described.push(bound.describe(part, &mut windows)?);
             }
         }

@@ -11,7 +11,7 @@ use crate::alike::Alike;
 use crate::backend::Mapped;
 use crate::invalidate::invalidate;
 use crate::lease;
-use crate::records::{Record, SERVICE_TICKET};
+use crate::records::{Entry, Record, SERVICE_TICKET};
 use crate::region::RegionCore;
 use crate::sync::{Deadline, Waited, block_signals, now_ns, relax, tid};
 use crate::touch::{Toucher, Who, break_hold, break_overdue, commit_all, map_for_cpu, own_record, single};
@@ -212,7 +212,13 @@ pub(crate) fn at_end(
     let mut run: Option<PageRange> = None;
     // Where the run and the idle pages that follow it end.
     let mut reach = 0;
-    for page in record.entries().map(|entry| entry.page).filter(|&page| lease::is_idle(region.word(page), owner)) {
+    // Not a page whose hold was broken: whoever broke it takes it, and another operation of the device may be in flight on it,
+    // which only the calling thread might end.
+    let idle = |entry: &Entry| {
+        let word = region.word(entry.page);
+        lease::is_idle(word, owner) && word.generation() == entry.generation
+    };
+    for page in record.entries().filter(idle).map(|entry| entry.page) {
         if chosen(region, page) {
             run = match run {
                 Some(before) if page.0 == reach && page.0 - before.end() <= GAP => {

@@ -32,6 +32,7 @@
 use core::time::Duration;
 
 use pagelease_protocol::{Access, PageRange};
+use pagelease_sys::fork;
 
 use crate::device::DeviceHandle;
 use crate::error::{AttachError, ClaimError, DeviceLost, SpaceError};
@@ -111,6 +112,9 @@ pub enum SubmitError<E> {
     /// The driver refused it.
     #[error(transparent)]
     Queue(E),
+    /// Called in a child of fork.
+    #[error("this process is a forked child: the device is its parent's")]
+    Forked,
 }
 
 /// A submission did not end as it should. Its pages are not held any more.
@@ -181,6 +185,9 @@ impl<Q: Queue> Submitter<Q> {
         uses: &[Use<'_>],
         enqueue: impl FnOnce(&Q) -> Result<Q::Fence, Q::Error>,
     ) -> Result<Submission<Q>, SubmitError<Q::Error>> {
+        if fork::in_child() {
+            return Err(SubmitError::Forked);
+        }
         let plan = self.plan(uses)?;
         let (leases, boarding) = loop {
             let leases = plan.iter().map(Need::claim).collect::<Result<Vec<_>, _>>()?;

@@ -41,8 +41,7 @@ impl Thread {
         thread::spawn(move || {
             for (work, fence) in queue {
                 work();
-                *fence.signalled.lock().unwrap() = true;
-                fence.changed.notify_all();
+                fence.signal();
             }
         });
         Self { work: Mutex::new(work), fails: AtomicBool::new(false) }
@@ -52,6 +51,13 @@ impl Thread {
         let fence = Arc::new(Fence::default());
         self.work.lock().unwrap().send((Box::new(work), fence.clone())).unwrap();
         fence
+    }
+}
+
+impl Fence {
+    fn signal(&self) {
+        *self.signalled.lock().unwrap() = true;
+        self.changed.notify_all();
     }
 }
 
@@ -233,6 +239,45 @@ fn a_stuck_submission_costs_the_device_and_not_the_program() {
         }
         let again = rig.device.submit(&uses, |_| unreachable!("a lost device gets no work"));
         assert!(matches!(again, Err(SubmitError::Claim(ClaimError::Lost(_)))));
+    }
+}
+
+/// The driver still has what was queued behind a stuck submission: it stays, though everybody has dropped everything.
+#[test]
+fn what_is_queued_behind_a_stuck_submission_is_kept() {
+    let _watchdog = watchdog();
+    let Some(rig) = rig(Faults::Monitor, RestorePolicy::Lazy, Duration::from_millis(150)) else { return };
+    let fences = [Arc::new(Fence::default()), Arc::new(Fence::default())];
+    for (index, fence) in (0..).zip(&fences) {
+        let uses = [Use { view: &rig.view, pages: one(index) }];
+        drop(rig.device.submit(&uses, |_| Ok(fence.clone())).unwrap());
+    }
+    assert_eq!(at(&rig.region, 0, 0).load(SeqCst), 0, "the CPU goes on");
+    assert!(rig.device.handle().lost().is_some());
+    drop(rig);
+    for fence in &fences {
+        assert_eq!(Arc::strong_count(fence), 2, "what the driver may still use was dropped");
+    }
+}
+
+#[test]
+fn a_queue_may_end_what_came_later_first() {
+    let _watchdog = watchdog();
+    for faults in MODES {
+        let Some(rig) = rig(faults, RestorePolicy::Lazy, LONG) else { return };
+        let fences = [Arc::new(Fence::default()), Arc::new(Fence::default())];
+        let [first, second] = [0, 1].map(|index| {
+            let uses = [Use { view: &rig.view, pages: one(index) }];
+            rig.device.submit(&uses, |_| Ok(fences[index as usize].clone())).unwrap()
+        });
+        fences[1].signal();
+        // Nobody waits for it but the touch.
+        assert_eq!(at(&rig.region, 1, 0).load(SeqCst), 0, "{faults:?}");
+        assert!(!first.wait_for(Duration::ZERO));
+        fences[0].signal();
+        first.wait().unwrap();
+        second.wait().unwrap();
+        assert_eq!(rig.space.stats().devices_lost, 0);
     }
 }
 

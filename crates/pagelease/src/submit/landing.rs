@@ -18,7 +18,7 @@ use super::{Queue, SubmissionError};
 use crate::device::DeviceHandle;
 use crate::lease::Lease;
 use crate::mutant::{self, Mutant};
-use crate::sync::{Condvar, Mutex, block_signals, thread};
+use crate::sync::{Condvar, Deadline, Mutex, MutexGuard, block_signals, thread};
 
 /// How long a wait for a fence lasts before it is looked whether the device has been lost.
 const LOOK: Duration = Duration::from_millis(20);
@@ -51,6 +51,8 @@ struct Waiting<Q: Queue> {
 impl<Q: Queue> Tower<Q> {
     /// Waits for the flight, at most `limit`, and lands it if it has ended. Whether it has.
     fn settle(&self, flight: &Flight<Q>, limit: Duration) -> bool {
+        // A handler that touched a page in use would wait for what this thread has: a lock of the driver's, or of the flight.
+        let _blocked = block_signals();
         let ended = if mutant::active(Mutant::LandEarly) { Ok(true) } else { self.queue.wait(&flight.fence, limit) };
         let outcome = match ended {
             Ok(false) => return false,
@@ -61,7 +63,6 @@ impl<Q: Queue> Tower<Q> {
                 Err(Some(error))
             }
         };
-        let _blocked = block_signals();
         let mut state = flight.state.lock().expect("not poisoned");
         if let State::Flying(..) = *state
             && let State::Flying(leases, flying) = core::mem::replace(&mut *state, State::Landed(outcome))
@@ -76,27 +77,42 @@ impl<Q: Queue> Tower<Q> {
     fn run(&self) {
         // A handler that touched a page in use would wait for this very thread.
         let _blocked = block_signals();
-        while let Some(flight) = self.next() {
-            while !self.settle(&flight, LOOK) {
-                if self.device.lost().is_some() && self.waiting.lock().expect("not poisoned").closed {
-                    core::mem::forget(flight);
-                    return;
-                }
+        while let Some(first) = self.first() {
+            if self.settle(&first, LOOK) {
+                self.landed(&first);
+                continue;
+            }
+            // A queue may end later ones first.
+            let others: Vec<_> = self.waiting().flights.iter().skip(1).cloned().collect();
+            others.iter().filter(|other| self.settle(other, Duration::ZERO)).for_each(|other| self.landed(other));
+            if self.device.lost().is_some() && self.waiting().closed {
+                // The driver may still use what each of them has, whenever it comes to it.
+                core::mem::take(&mut self.waiting().flights).into_iter().for_each(core::mem::forget);
+                return;
             }
         }
     }
 
-    fn next(&self) -> Option<Arc<Flight<Q>>> {
-        let mut waiting = self.waiting.lock().expect("not poisoned");
+    fn waiting(&self) -> MutexGuard<'_, Waiting<Q>> {
+        self.waiting.lock().expect("not poisoned")
+    }
+
+    /// The flight that has been there longest, once there is one; `None` at the end.
+    fn first(&self) -> Option<Arc<Flight<Q>>> {
+        let mut waiting = self.waiting();
         loop {
-            if let Some(flight) = waiting.flights.pop_front() {
-                return Some(flight);
+            if let Some(first) = waiting.flights.front() {
+                return Some(first.clone());
             }
             if waiting.closed {
                 return None;
             }
             waiting = self.changed.wait(waiting).expect("not poisoned");
         }
+    }
+
+    fn landed(&self, flight: &Arc<Flight<Q>>) {
+        self.waiting().flights.retain(|other| !Arc::ptr_eq(other, flight));
     }
 }
 
@@ -124,7 +140,7 @@ impl<Q: Queue> Reaper<Q> {
     /// The driver has the work. To be called with signals blocked.
     pub(super) fn fly(&self, fence: Q::Fence, leases: Vec<Lease>, flying: Flying) -> Submission<Q> {
         let flight = Arc::new(Flight { fence, state: Mutex::new(State::Flying(leases, flying)) });
-        self.tower.waiting.lock().expect("not poisoned").flights.push_back(flight.clone());
+        self.tower.waiting().flights.push_back(flight.clone());
         self.tower.changed.notify_one();
         Submission { tower: self.tower.clone(), flight }
     }
@@ -139,7 +155,7 @@ impl<Q: Queue> Drop for Reaper<Q> {
         }
         {
             let _blocked = block_signals();
-            self.tower.waiting.lock().expect("not poisoned").closed = true;
+            self.tower.waiting().closed = true;
         }
         self.tower.changed.notify_one();
         let _ = thread.join();
@@ -177,7 +193,16 @@ impl<Q: Queue> Submission<Q> {
     /// cancelled; a touch of its pages ends the wait after the drain limit, and costs the device.
     #[must_use]
     pub fn wait_for(&self, limit: Duration) -> bool {
-        !fork::in_child() && self.tower.settle(&self.flight, limit)
+        let deadline = Deadline::after(limit);
+        while !fork::in_child() {
+            if self.tower.settle(&self.flight, limit.min(LOOK)) {
+                return true;
+            }
+            if deadline.passed() {
+                return false;
+            }
+        }
+        false
     }
 
     fn outcome(self) -> Result<(), SubmissionError<Q::Error>> {

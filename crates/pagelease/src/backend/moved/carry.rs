@@ -32,12 +32,18 @@ impl Moved {
         let mut rest = Some(pages);
         while let Some(next) = rest {
             let (run, home) = self.homes.run(next);
-            if let Home::Device(holder) = home
-                && holder == device
-                && let Some(half) = run.iter().find(|page| self.is_half(*page))
-            {
-                self.bring_together(half, holder)?;
-                continue;
+            if let Home::Device(holder) = home {
+                // What a change once stopped half way; and a huge granule of another device's goes by way of the CPU view, so that
+                // a move that stops half way leaves nothing in two devices' views.
+                let apart = if holder == device {
+                    run.iter().find(|page| self.is_half(*page))
+                } else {
+                    (self.granule > page_size()).then_some(PageIndex(run.start()))
+                };
+                if let Some(page) = apart {
+                    self.bring_together(page, holder)?;
+                    continue;
+                }
             }
             let (run, from) = match home {
                 Home::Cpu => {
@@ -52,13 +58,6 @@ impl Moved {
                 }
                 Home::Gone => (run, None),
             };
-            // What a change once stopped half way.
-            if let Home::Device(holder) = home
-                && let Some(half) = run.iter().find(|page| self.is_half(*page))
-            {
-                self.bring_together(half, holder)?;
-                continue;
-            }
             let stopped = |why| Refusal { pages: run, why };
             let from = from.ok_or(stopped(Refused::Unmapped))?;
             let to = self.in_view(device, run).ok_or(stopped(Refused::System(Errno::NOENT)))?;
@@ -258,7 +257,7 @@ impl Moved {
         self.halves(page).is_some_and(|half| half.load(Ordering::SeqCst) != 0)
     }
 
-    /// Brings a huge granule that is half in the CPU view and half in that of `device` to the CPU view.
+    /// Brings a huge granule that is in the view of `device`, all or half of it, to the CPU view.
     fn bring_together(&self, page: PageIndex, device: OwnerId) -> Result<(), Refusal> {
         let pages = PageRange::single(page).expect("a region's page is never the last index");
         let refused = |why| Refusal { pages, why };
