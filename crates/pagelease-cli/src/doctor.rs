@@ -21,7 +21,7 @@
 //!     "transparent": "madvise", "shmem": "never", "pools": [ { "page_kib": 2048, "pages": 0, "free": 0 } ]
 //!   },
 //!   "threads_blocking_sigbus": { "pid": 4711, "threads": [ { "tid": 4712, "name": "reaper" } ] },
-//!   "threads_blocking_sigsegv": { "pid": 4711, "threads": [] },
+//!   "threads_blocking_sigsegv": { "pid": 4711, "threads": [ { "tid": 4712, "name": "reaper" } ] },
 //!   "checks": [
 //!     { "section": "tried", "name": "monitor", "ok": true, "needed": true, "found": "a touch is served in 12.3 us",
 //!       "remedy": null }

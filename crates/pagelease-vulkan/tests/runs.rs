@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use pagelease::{BackendKind, ByteLen, Faults, PageIndex, PageRange, Region, RestorePolicy, Space};
-use pagelease_vulkan::{ImportError, VulkanDevice};
+use pagelease_vulkan::{Binding, ImportError, Layout, RunError, VulkanDevice};
 
 mod support;
 
@@ -36,6 +36,47 @@ const NUMBER: &str = "
 
 fn word(region: &Region, page: usize) -> &AtomicU64 {
     &region.words()[page * 512]
+}
+
+/// The same shader, handed over as SPIR-V, does the same.
+#[test]
+fn a_spirv_module_is_run() {
+    let Some((space, device, _clean)) = support::open() else { return };
+    let module = naga::front::wgsl::parse_str(DOUBLE).unwrap();
+    let mut validator = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), Default::default());
+    let info = validator.validate(&module).unwrap();
+    let spirv = naga::back::spv::write_vec(&module, &info, &naga::back::spv::Options::default(), None).unwrap();
+    let layout = Layout { bindings: vec![Binding { number: 0, least: 4 }], immediates: 0, group_size: [64, 1, 1] };
+    // SAFETY: naga has written the module, and the layout is its own; it compares its index with the buffer's length.
+    let double = unsafe { device.kernel_spirv(&spirv, "double", layout) }.unwrap();
+    let region = space.allocate(ByteLen(2 * 4096)).unwrap();
+    let buffer = device.attach(&region).unwrap();
+    (0..2).for_each(|page| word(&region, page).store(0x15, SeqCst));
+    device.run(&double).elements(0, buffer.all(), 4).over(2 * PAGE / 4).unwrap().wait().unwrap();
+    assert!((0..2).all(|page| word(&region, page).load(SeqCst) == 0x2a));
+}
+
+/// The last part of a split dispatch must have as much as the shader takes without asking.
+#[test]
+fn a_part_that_would_be_too_short_is_refused() {
+    let Some((space, device, _clean)) = support::open() else { return };
+    let quads = device
+        .kernel(
+            "@group(0) @binding(0) var<storage, read_write> quads: array<vec4<u32>>;
+             @compute @workgroup_size(1) fn add(@builtin(global_invocation_id) id: vec3<u32>) {
+                 if id.x < arrayLength(&quads) { quads[id.x] += vec4(1u); }
+             }",
+            "add",
+        )
+        .unwrap();
+    let region = space.allocate(ByteLen(1 << 20)).unwrap();
+    let buffer = device.attach(&region).unwrap();
+    // As many elements as one dispatch takes, aligned, and one more.
+    let most = u64::from(device.limits().groups[0]) / 4 * 4;
+    let run = |elements: u64| device.run(&quads).elements(0, buffer.bytes(0..4 * elements), 4).over(elements);
+    let refused = run(most + 1);
+    assert!(matches!(refused, Err(RunError::TooShort { binding: 0, len: 4, least: 16 })), "{:?}", refused.err());
+    run(most + 4).unwrap().wait().unwrap();
 }
 
 /// CPU threads and a shader of many invocations add to the same words by atomics, at the same time.
