@@ -39,7 +39,7 @@ const CAUGHT_BY: [(Mutant, &str); 12] = [
     (Mutant::SkipPopulate, "first_claim_against_first_touch"),
     (Mutant::SkipGeneration, "late_holder_harms_no_later_lease"),
     (Mutant::ClaimPastWaiter, "waiting_touch_goes_before_a_claim"),
-    (Mutant::SkipFlightCheck, "submission_against_touch"),
+    (Mutant::SkipFlightCheck, "submissions_whose_holds_are_broken"),
     (Mutant::LandEarly, "submission_against_touch"),
 ];
 

@@ -100,6 +100,21 @@ pub(crate) fn submission_against_touch(setting: Setting) {
     world.finish();
 }
 
+/// Submissions of one page, again and again, against touches of it whose patience may end at any moment. Reveals work that starts
+/// though its hold was broken before.
+pub(crate) fn submissions_whose_holds_are_broken(setting: Setting) {
+    let world = World::with_hold_limit(setting, 1, ANY_MOMENT);
+    let (device, view) = start(&world);
+    thread::scope(|scope| {
+        scope.spawn(|| (0..3).for_each(|_| submit_and_wait(&world, &device, &view, page(0))));
+        for _ in 0..2 {
+            scope.spawn(|| (0..3).for_each(|_| _ = world.touch(0)));
+        }
+    });
+    drop((view, device));
+    world.finish();
+}
+
 /// Nobody waits for the submission but a touch. Reveals a reaper that does not let go.
 pub(crate) fn touch_of_a_submission_nobody_waits_for(setting: Setting) {
     let world = World::new(setting, 1);

@@ -42,6 +42,7 @@ macro_rules! scenarios {
             software::region_dropped_while_the_software_works if software::applies;
             software::stuck_operation_costs_its_device_the_page if software::applies;
             submit::submission_against_touch if submit::applies;
+            submit::submissions_whose_holds_are_broken if submit::applies;
             submit::touch_of_a_submission_nobody_waits_for if submit::applies;
             submit::two_submitting_devices if submit::applies;
             submit::stuck_submission_costs_its_device_the_pages if submit::applies;
